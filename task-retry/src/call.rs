@@ -1,0 +1,696 @@
+//! Calls of durable functions: what a caller awaits, enqueues and gets back.
+
+use std::any::Any;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sea_orm::ConnectionTrait;
+use tokio::sync::oneshot;
+
+use crate::clock::{ceil_millis, floor_millis, to_datetime, to_millis};
+use crate::context::{Env, TaskContext};
+use crate::registry::{BoxFuture, Ending, ErrorOf, Handler, Report, ValueOf, encode};
+use crate::runtime::Inner;
+use crate::runtime::execute::{EndKind, Ended, Ready, attempt};
+use crate::runtime::held::Hold;
+use crate::runtime::write::{Refusal, Stored};
+use crate::store::{Inserted, NewRow, new_id};
+use crate::task::{Due, Options};
+use crate::{Enqueued, Error, ErrorKind, Result, Retryable, Status, TaskId, TaskRetry};
+
+/// A call of a `#[retryable]` function.
+///
+/// It does nothing until it is polled. Awaited, it is stored, then run in this process at once in a
+/// task of its own, and gives the function's own value. Dropping it after the first poll does not
+/// abandon the attempt; dropping it before leaves nothing.
+///
+/// ```
+/// # use task_retry::{retryable, TaskRetry};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// /// Adds one.
+/// #[retryable(source = 30)]
+/// async fn next(number: u32) -> Result<u32, String> {
+///     number.checked_add(1).ok_or("that was the last number".to_owned())
+/// }
+///
+/// let retry = TaskRetry::builder().project("docs").database("sqlite::memory:").start().await?;
+/// assert_eq!(next(41).await?, 42);
+/// let later = next(42).key("order-7").enqueue().await?;
+/// assert!(later.is_new());
+/// retry.shutdown().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "a call does nothing until it is awaited or enqueued"]
+pub struct Call<R: Retryable>(State<R>);
+
+enum State<R: Retryable> {
+    Described(Box<Description<R>>),
+    Running(BoxFuture<'static, Result<ValueOf<R>, CallError<ErrorOf<R>>>>),
+    Done,
+}
+
+struct Description<R: Retryable> {
+    encoded: Result<(String, R::Args)>,
+    options: Options,
+    on: Option<TaskRetry>,
+}
+
+// The only future inside is boxed, and nothing is pinned in place.
+impl<R: Retryable> Unpin for Call<R> {}
+
+/// Makes a call from its arguments.
+pub fn call<R: Retryable>(args: R::Args) -> Call<R> {
+    let encoded = encode::<R>(&args);
+    Call(State::Described(Box::new(Description { encoded, options: Options::default(), on: None })))
+}
+
+impl<R: Retryable> Call<R> {
+    fn describe(mut self, change: impl FnOnce(&mut Description<R>)) -> Self {
+        if let State::Described(description) = &mut self.0 {
+            change(description);
+        }
+        self
+    }
+
+    /// A key of which this project and source have at most one task while its row exists: a second
+    /// call with it is answered with [`CallError::Duplicate`], a second `enqueue` with
+    /// [`Enqueued::is_new`] `false`. Cancelling a task frees its key, removing its history too.
+    ///
+    /// 1 to 191 characters, not ending with white space; case counts.
+    pub fn key(self, key: impl Into<String>) -> Self {
+        let key = key.into();
+        self.describe(|call| call.options.unique_key = Some(key))
+    }
+
+    /// The `topic` column; at most 255 characters.
+    pub fn topic(self, topic: impl Into<String>) -> Self {
+        let topic = topic.into();
+        self.describe(|call| call.options.topic = topic)
+    }
+
+    /// Retries after the first attempt, instead of the policy's.
+    pub fn max_retry(self, retries: u32) -> Self {
+        self.describe(|call| call.options.max_retry = Some(retries))
+    }
+
+    /// Given up (status 2) instead of run once this time has passed.
+    pub fn expires_in(self, time: Duration) -> Self {
+        self.describe(|call| call.options.expires_in = Some(time))
+    }
+
+    /// The runtime to use instead of [`TaskRetry::current`].
+    pub fn on(self, retry: &TaskRetry) -> Self {
+        let retry = retry.clone();
+        self.describe(|call| call.on = Some(retry))
+    }
+
+    /// Runs it not before this time has passed. It can then only be enqueued.
+    pub fn delay(self, delay: Duration) -> Scheduled<R> {
+        Scheduled(self.describe(|call| call.options.due = Due::In(delay)))
+    }
+
+    /// Runs it not before this time. It can then only be enqueued.
+    pub fn at(self, time: DateTime<Utc>) -> Scheduled<R> {
+        Scheduled(self.describe(|call| call.options.due = Due::At(time)))
+    }
+
+    /// Stores it; a worker runs it, in this process straight away if one is free.
+    ///
+    /// Dropping the future leaves the call stored or not.
+    ///
+    /// # Errors
+    /// `NotStarted`, `Closed` or `Registry` if no runtime can run it; `Context` if its arguments or
+    /// its key cannot be stored; `Store` if the database refuses; `Uncertain` if the connection died
+    /// in the commit and the database cannot be asked.
+    pub async fn enqueue(self) -> Result<Enqueued> {
+        let (retry, prepared) = self.prepare()?;
+        enqueue(retry.open()?, prepared).await
+    }
+
+    /// Stores it by a transaction of the caller's in the same database: it exists only if the
+    /// transaction is committed. A poll finds it then, or [`TaskRetry::kick`] at once.
+    ///
+    /// A key that is taken does not abort the transaction.
+    ///
+    /// # Errors
+    /// As for [`enqueue`](Self::enqueue); `Config` if the connection is to another kind of database.
+    /// After `Store` on PostgreSQL the transaction is aborted, as after any failed statement.
+    pub async fn enqueue_in<C: ConnectionTrait>(self, transaction: &C) -> Result<Enqueued> {
+        let (retry, prepared) = self.prepare()?;
+        enqueue_in(retry.open()?, transaction, prepared).await
+    }
+
+    /// Awaits it, for callers to whom "will be retried" is fine: that becomes `Ok(None)`.
+    ///
+    /// # Errors
+    /// Every [`CallError`] but `Deferred`.
+    pub async fn accepted(self) -> Result<Option<ValueOf<R>>, CallError<ErrorOf<R>>> {
+        match self.await {
+            Ok(value) => Ok(Some(value)),
+            Err(CallError::Deferred { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn prepare(self) -> Result<(TaskRetry, Insertion)> {
+        let State::Described(description) = self.0 else {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                "this call was polled already: it is stored, and cannot be enqueued as well",
+            ));
+        };
+        let Description { encoded, options, on } = *description;
+        let retry = match on {
+            Some(retry) => retry,
+            None => TaskRetry::current()?,
+        };
+        let inner = retry.open()?;
+        let handler = inner.registry.function::<R>()?;
+        let (context, args) = encoded?;
+        let insertion =
+            Insertion::new(inner, handler, &options, Some(context), Some(Box::new(args)))?;
+        Ok((retry, insertion))
+    }
+}
+
+impl<R: Retryable> Future for Call<R> {
+    type Output = Result<ValueOf<R>, CallError<ErrorOf<R>>>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let State::Described(_) = &self.0 {
+            let State::Described(description) = std::mem::replace(&mut self.0, State::Done) else {
+                unreachable!("it was just seen")
+            };
+            let call = Call(State::Described(description));
+            self.0 = State::Running(Box::pin(run(call)));
+        }
+        let State::Running(future) = &mut self.0 else {
+            panic!("a call was polled after it had ended")
+        };
+        let result = std::task::ready!(future.as_mut().poll(context));
+        self.0 = State::Done;
+        Poll::Ready(result)
+    }
+}
+
+impl<R: Retryable> fmt::Debug for Call<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call")
+            .field("function", &std::any::type_name::<R>())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A call for a later time, which can only be enqueued.
+#[must_use = "a call does nothing until it is enqueued"]
+#[derive(Debug)]
+pub struct Scheduled<R: Retryable>(Call<R>);
+
+impl<R: Retryable> Scheduled<R> {
+    /// See [`Call::key`].
+    pub fn key(self, key: impl Into<String>) -> Self {
+        Self(self.0.key(key))
+    }
+
+    /// See [`Call::topic`].
+    pub fn topic(self, topic: impl Into<String>) -> Self {
+        Self(self.0.topic(topic))
+    }
+
+    /// See [`Call::max_retry`].
+    pub fn max_retry(self, retries: u32) -> Self {
+        Self(self.0.max_retry(retries))
+    }
+
+    /// See [`Call::expires_in`]; the time counts from now, not from the time when it is due.
+    pub fn expires_in(self, time: Duration) -> Self {
+        Self(self.0.expires_in(time))
+    }
+
+    /// See [`Call::on`].
+    pub fn on(self, retry: &TaskRetry) -> Self {
+        Self(self.0.on(retry))
+    }
+
+    /// See [`Call::enqueue`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn enqueue(self) -> Result<Enqueued> {
+        self.0.enqueue().await
+    }
+
+    /// See [`Call::enqueue_in`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn enqueue_in<C: ConnectionTrait>(self, transaction: &C) -> Result<Enqueued> {
+        self.0.enqueue_in(transaction).await
+    }
+}
+
+/// A task that is ready to be stored.
+pub(crate) struct Insertion {
+    row: NewRow,
+    handler: Arc<dyn Handler>,
+    args: Option<Box<dyn Any + Send>>,
+    /// Due at once, so that it may be stored already held.
+    now: bool,
+}
+
+impl Insertion {
+    pub(crate) fn new(
+        inner: &Inner,
+        handler: &Arc<dyn Handler>,
+        options: &Options,
+        context: Option<String>,
+        args: Option<Box<dyn Any + Send>>,
+    ) -> Result<Self> {
+        let now = inner.clock.now();
+        let mut row = inner.store.row(new_id(now), handler.meta().source, options, context)?;
+        row.task_name = Some(handler.meta().name.clone());
+        row.expire = options.expires_in.map(|time| now.saturating_add(floor_millis(time)));
+        // What is due in the past is due now: nobody looks for it further back.
+        row.next = match options.due {
+            Due::Now => now,
+            Due::In(delay) => now.saturating_add(floor_millis(delay)),
+            Due::At(time) => to_millis(time).max(now),
+        };
+        let now = row.next <= now;
+        Ok(Self { row, handler: handler.clone(), args, now })
+    }
+
+    fn hold(&mut self, inner: &Inner) {
+        self.row.held = true;
+        self.row.next = inner.clock.now() + ceil_millis(inner.lease);
+    }
+}
+
+/// A stored row that this process holds.
+fn ready(
+    inner: &Arc<Inner>,
+    row: NewRow,
+    handler: Arc<dyn Handler>,
+    args: Option<Box<dyn Any + Send>>,
+) -> Ready {
+    let hold = Hold::new(row.id, 1, row.next);
+    inner.held.add(hold.clone());
+    let store = &inner.store;
+    let task = Arc::new(row.into_log(&store.project, &store.worker, inner.clock.now()));
+    Ready { task, hold, handler, args, tell: None }
+}
+
+pub(crate) async fn enqueue(inner: &Arc<Inner>, mut insertion: Insertion) -> Result<Enqueued> {
+    let promised = inner.job && insertion.now && inner.pool.promise();
+    if promised {
+        insertion.hold(inner);
+    }
+    let (reply, answer) = oneshot::channel();
+    let Insertion { row, handler, args, now } = insertion;
+    let then = Enqueue { inner: inner.clone(), handler, args, promised, now, reply };
+    inner.writer.insert(row, Box::new(then)).await;
+    answer.await.unwrap_or_else(|_| {
+        Err(Error::new(ErrorKind::Closed, "the runtime ended while the task was being stored"))
+    })
+}
+
+/// What follows an `enqueue`: the task is handed over in memory, with no claim at all.
+struct Enqueue {
+    inner: Arc<Inner>,
+    handler: Arc<dyn Handler>,
+    args: Option<Box<dyn Any + Send>>,
+    promised: bool,
+    now: bool,
+    reply: oneshot::Sender<Result<Enqueued>>,
+}
+
+impl Stored for Enqueue {
+    fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow) {
+        let id = TaskId(row.id);
+        if self.promised {
+            inner.pool.break_promise();
+            let ready = ready(inner, row, self.handler, self.args);
+            if let Err(ready) = inner.pool.submit(inner, ready) {
+                let inner = inner.clone();
+                inner.handle.clone().spawn(async move {
+                    crate::runtime::execute::hand_back(&inner, vec![*ready]).await;
+                });
+            }
+        } else {
+            inner.wake.due_at(row.next);
+            if self.now {
+                inner.others.notify_one();
+            }
+        }
+        let _ = self.reply.send(Ok(Enqueued { id, is_new: true }));
+    }
+
+    fn refused(self: Box<Self>, refusal: Refusal) {
+        if self.promised {
+            self.inner.pool.break_promise();
+        }
+        let _ = self.reply.send(match refusal {
+            Refusal::Duplicate(id, _) => Ok(Enqueued { id, is_new: false }),
+            Refusal::Rejected(error) | Refusal::Uncertain(_, error) => Err(error),
+        });
+    }
+}
+
+async fn enqueue_in<C: ConnectionTrait>(
+    inner: &Arc<Inner>,
+    transaction: &C,
+    insertion: Insertion,
+) -> Result<Enqueued> {
+    inner.store.same_backend(transaction)?;
+    let mut row = insertion.row;
+    for _ in 0..5 {
+        let now = inner.clock.now();
+        // A deadlock has ended the transaction, so it is the caller's to repeat.
+        let inserted = inner.store.insert(transaction, std::slice::from_ref(&row), now).await?;
+        match inserted[..] {
+            [Inserted::Duplicate(id, _)] if id.0 != row.id => {
+                return Ok(Enqueued { id, is_new: false });
+            }
+            [Inserted::IdTaken] => row.id = new_id(now),
+            _ => {
+                inner.wake.due_at(row.next);
+                return Ok(Enqueued { id: TaskId(row.id), is_new: true });
+            }
+        }
+    }
+    Err(Error::new(
+        ErrorKind::Conflict,
+        "a task with this key came and went while this one was being stored: try again",
+    ))
+}
+
+/// What an awaited call hears.
+enum Answer {
+    Refused(Refusal),
+    Ended(TaskId, Ended),
+}
+
+async fn run<R: Retryable>(call: Call<R>) -> Result<ValueOf<R>, CallError<ErrorOf<R>>> {
+    let call = match bare(call).await {
+        Ok(result) => return result,
+        Err(call) => call,
+    };
+    let (retry, mut insertion) = call.prepare().map_err(CallError::Rejected)?;
+    let inner = retry.open().map_err(CallError::Rejected)?;
+    insertion.hold(inner);
+    let id = TaskId(insertion.row.id);
+    let (reply, answer) = oneshot::channel();
+    let Insertion { row, handler, args, .. } = insertion;
+    inner.writer.insert(row, Box::new(Await { handler, args, reply })).await;
+    match answer.await {
+        Ok(Answer::Ended(id, ended)) => result::<R>(id, ended, inner),
+        Ok(Answer::Refused(refusal)) => Err(match refusal {
+            Refusal::Duplicate(id, status) => CallError::Duplicate { id, status },
+            Refusal::Rejected(error) => CallError::Rejected(error),
+            Refusal::Uncertain(id, error) => CallError::Uncertain { id, error },
+        }),
+        // The runtime was dropped under us.
+        Err(_) => {
+            let error = Error::new(ErrorKind::Closed, "the runtime ended during the call");
+            Err(CallError::Uncertain { id, error })
+        }
+    }
+}
+
+/// What follows the insert of an awaited call: its attempt, in a task of its own.
+struct Await {
+    handler: Arc<dyn Handler>,
+    args: Option<Box<dyn Any + Send>>,
+    reply: oneshot::Sender<Answer>,
+}
+
+impl Stored for Await {
+    fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow) {
+        let Self { handler, args, reply } = *self;
+        let id = TaskId(row.id);
+        let ready = ready(inner, row, handler, args);
+        let inner = inner.clone();
+        inner.handle.clone().spawn(async move {
+            let ended = attempt(&inner, ready, true, inner.await_commit).await;
+            let _ = reply.send(Answer::Ended(id, ended));
+        });
+    }
+
+    fn refused(self: Box<Self>, refusal: Refusal) {
+        let _ = self.reply.send(Answer::Refused(refusal));
+    }
+}
+
+/// From the untyped end of an attempt to the caller's types.
+fn result<R: Retryable>(
+    id: TaskId,
+    ended: Ended,
+    inner: &Inner,
+) -> Result<ValueOf<R>, CallError<ErrorOf<R>>> {
+    let value = ended.value.and_then(|value| value.downcast::<Typed<R>>().ok()).map(|value| *value);
+    let kind = match ended.kind {
+        EndKind::Lost => return Err(CallError::Superseded { id }),
+        EndKind::Success | EndKind::Pending => None,
+        EndKind::Failed(kind) => Some(kind),
+        EndKind::Undecodable => Some(CauseKind::Interrupted),
+    };
+    match ended.landed {
+        Some(true) => {}
+        Some(false) => return Err(CallError::Superseded { id }),
+        None if !inner.await_commit => {}
+        None => {
+            let what = "the attempt has ended, and its end could not be written so far";
+            let error = Error::new(ErrorKind::Uncertain, what);
+            return Err(CallError::Uncertain { id, error });
+        }
+    }
+    let (kind, value) = match (kind, value) {
+        (None, Some(Ok(value))) => return Ok(value),
+        (kind, value) => (kind.unwrap_or(CauseKind::Interrupted), value),
+    };
+    let error = value.and_then(Result::err);
+    let cause = Cause { kind, error, text: ended.error.unwrap_or_default() };
+    let written = ended.written;
+    Err(match written.and_then(|written| (written.to != Status::Failed).then_some(written.next)) {
+        Some(next) => {
+            let retry_at = to_datetime(next.unwrap_or_else(|| inner.clock.now()));
+            CallError::Deferred { id, cause, retry_at }
+        }
+        None => CallError::Failed { id, cause },
+    })
+}
+
+type Typed<R> = Result<ValueOf<R>, ErrorOf<R>>;
+
+/// With `enable: false` the body runs, and nothing else. Gives the call back otherwise.
+async fn bare<R: Retryable>(call: Call<R>) -> Result<CallResult<R>, Call<R>> {
+    let State::Described(description) = &call.0 else { return Err(call) };
+    let retry = match &description.on {
+        Some(retry) => retry.clone(),
+        None => match TaskRetry::current() {
+            Ok(retry) => retry,
+            Err(_) => return Err(call),
+        },
+    };
+    let inner = retry.inner().clone();
+    if inner.enabled || inner.closing.is_cancelled() {
+        return Err(call);
+    }
+    let State::Described(description) = call.0 else {
+        return Ok(Err(CallError::Rejected(crate::runtime::write::closed())));
+    };
+    Ok(run_bare::<R>(&retry, &inner, *description).await)
+}
+
+type CallResult<R> = Result<ValueOf<R>, CallError<ErrorOf<R>>>;
+
+async fn run_bare<R: Retryable>(
+    retry: &TaskRetry,
+    inner: &Arc<Inner>,
+    description: Description<R>,
+) -> CallResult<R> {
+    let (context, args) = description.encoded.map_err(CallError::Rejected)?;
+    let handler = inner.registry.function::<R>().map_err(CallError::Rejected)?.clone();
+    let insertion = Insertion::new(inner, &handler, &description.options, Some(context), None)
+        .map_err(CallError::Rejected)?;
+    let id = TaskId(insertion.row.id);
+    let now = inner.clock.now();
+    let task = Arc::new(insertion.row.into_log(&inner.store.project, "", now));
+    let context = TaskContext::attached(task, retry.clone(), Arc::default());
+    let env = Env { context, states: inner.states.clone() };
+    let report = retry.scope(handler.run(env, Some(Box::new(args)), true)).await;
+    let Report::Ended { ending, value } = report else {
+        return Err(CallError::Rejected(Error::new(ErrorKind::Context, "the arguments were lost")));
+    };
+    let text = match ending {
+        Ending::Failed { error, .. } => error,
+        _ => String::new(),
+    };
+    match value.and_then(|value| value.downcast::<Typed<R>>().ok()).map(|value| *value) {
+        Some(Ok(value)) => Ok(value),
+        value => {
+            let error = value.and_then(Result::err);
+            Err(CallError::Failed { id, cause: Cause { kind: CauseKind::Error, error, text } })
+        }
+    }
+}
+
+/// Why an attempt failed.
+pub struct Cause<E> {
+    kind: CauseKind,
+    error: Option<E>,
+    text: String,
+}
+
+/// The kinds of [`Cause`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CauseKind {
+    /// The function returned an error.
+    Error,
+    /// It panicked.
+    Panicked,
+    /// It ran longer than its `timeout`.
+    TimedOut,
+    /// It was stopped, by a shutdown for instance, or a transaction was rolled back.
+    Interrupted,
+}
+
+impl<E> Cause<E> {
+    /// What happened.
+    pub fn kind(&self) -> CauseKind {
+        self.kind
+    }
+
+    /// The function's own error, if it returned one.
+    pub fn error(&self) -> Option<&E> {
+        self.error.as_ref()
+    }
+
+    /// The function's own error, if it returned one.
+    pub fn into_error(self) -> Option<E> {
+        self.error
+    }
+}
+
+impl<E> fmt::Display for Cause<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl<E> fmt::Debug for Cause<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.kind, self.text)
+    }
+}
+
+impl<E> std::error::Error for Cause<E> {}
+
+/// Why an awaited call gave no value.
+#[non_exhaustive]
+pub enum CallError<E> {
+    /// It failed now, is safe in the table, and will be retried.
+    Deferred {
+        /// The task.
+        id: TaskId,
+        /// Why it failed.
+        cause: Cause<E>,
+        /// When it is due again.
+        retry_at: DateTime<Utc>,
+    },
+    /// It failed for good.
+    Failed {
+        /// The task.
+        id: TaskId,
+        /// Why it failed.
+        cause: Cause<E>,
+    },
+    /// A task with this key exists; nothing ran.
+    Duplicate {
+        /// The task that has the key.
+        id: TaskId,
+        /// How it stands.
+        status: Status,
+    },
+    /// It ran, but it was cancelled, ended elsewhere, or its lease was lost: somebody else's end counts.
+    Superseded {
+        /// The task.
+        id: TaskId,
+    },
+    /// The connection died in a commit and the database cannot be asked: it may be stored or not,
+    /// ended or not.
+    Uncertain {
+        /// The task, if it is stored.
+        id: TaskId,
+        /// What the database said.
+        error: Error,
+    },
+    /// Nothing was stored and nothing ran.
+    Rejected(Error),
+}
+
+impl<E> CallError<E> {
+    /// The task, if there is one.
+    pub fn id(&self) -> Option<TaskId> {
+        match self {
+            Self::Deferred { id, .. }
+            | Self::Failed { id, .. }
+            | Self::Duplicate { id, .. }
+            | Self::Superseded { id }
+            | Self::Uncertain { id, .. } => Some(*id),
+            Self::Rejected(_) => None,
+        }
+    }
+
+    /// Whether it will be retried: nothing is lost.
+    pub fn is_deferred(&self) -> bool {
+        matches!(self, Self::Deferred { .. })
+    }
+}
+
+impl<E> fmt::Display for CallError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Deferred { id, cause, retry_at } => {
+                let at = retry_at.format("%Y-%m-%d %H:%M:%S UTC");
+                write!(f, "task {id} failed and will be retried at {at}: {cause}")
+            }
+            Self::Failed { id, cause } => write!(f, "task {id} failed for good: {cause}"),
+            Self::Duplicate { id, status } => {
+                write!(f, "nothing ran: task {id} ({status}) has this key already")
+            }
+            Self::Superseded { id } => write!(
+                f,
+                "task {id} ran, but it was cancelled, ended elsewhere or taken over meanwhile"
+            ),
+            Self::Uncertain { id, error } => {
+                write!(f, "it is uncertain what became of task {id}: {error}")
+            }
+            Self::Rejected(error) => write!(f, "nothing was stored and nothing ran: {error}"),
+        }
+    }
+}
+
+impl<E> fmt::Debug for CallError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self {
+            Self::Deferred { .. } => "Deferred",
+            Self::Failed { .. } => "Failed",
+            Self::Duplicate { .. } => "Duplicate",
+            Self::Superseded { .. } => "Superseded",
+            Self::Uncertain { .. } => "Uncertain",
+            Self::Rejected(_) => "Rejected",
+        };
+        write!(f, "{name}({self})")
+    }
+}
+
+impl<E: fmt::Debug + fmt::Display> std::error::Error for CallError<E> {}

@@ -1,0 +1,152 @@
+//! One clock for all times that are written: the database's, read now and then, and the monotonic
+//! clock in between; or one that tests move.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use chrono::{DateTime, Utc};
+use tokio::sync::watch;
+
+/// Milliseconds since 1970 in UTC: the unit of every time inside the runtime.
+pub(crate) type Millis = i64;
+
+/// Beyond this difference of wall and monotonic clock the machine was asleep, or its clock was set.
+const DRIFT: Duration = Duration::from_secs(1);
+
+/// A clock that stands still until it is moved, for tests; give it to
+/// [`Builder::clock`](crate::Builder::clock).
+///
+/// ```
+/// use std::time::Duration;
+/// use task_retry::ManualClock;
+///
+/// let clock = ManualClock::new("2026-01-01T00:00:00Z".parse()?);
+/// clock.advance(Duration::from_secs(5));
+/// assert_eq!(clock.now().to_rfc3339(), "2026-01-01T00:00:05+00:00");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct ManualClock(Arc<Manual>);
+
+#[derive(Debug)]
+struct Manual {
+    now: AtomicI64,
+    moved: watch::Sender<()>,
+}
+
+impl ManualClock {
+    /// A clock that shows this time.
+    pub fn new(now: DateTime<Utc>) -> Self {
+        let now = AtomicI64::new(now.timestamp_millis());
+        Self(Arc::new(Manual { now, moved: watch::Sender::new(()) }))
+    }
+
+    /// The time that it shows.
+    pub fn now(&self) -> DateTime<Utc> {
+        to_datetime(self.0.now.load(Ordering::SeqCst))
+    }
+
+    /// Moves it on, in whole milliseconds, and wakes what waits for a time.
+    pub fn advance(&self, by: Duration) {
+        self.0.now.fetch_add(floor_millis(by), Ordering::SeqCst);
+        self.0.moved.send_replace(());
+    }
+
+    /// Sets it to a time, also back.
+    pub fn set(&self, now: DateTime<Utc>) {
+        self.0.now.store(now.timestamp_millis(), Ordering::SeqCst);
+        self.0.moved.send_replace(());
+    }
+}
+
+#[derive(Clone)]
+pub(crate) enum Clock {
+    Database(Arc<RwLock<Anchor>>),
+    Manual(ManualClock),
+}
+
+/// The database's time at a moment of the monotonic clock.
+#[derive(Clone, Copy)]
+pub(crate) struct Anchor {
+    reading: Millis,
+    monotonic: Instant,
+    wall: SystemTime,
+}
+
+impl Clock {
+    /// A clock that goes by the machine until it is first set.
+    pub(crate) fn new() -> Self {
+        let anchor =
+            Anchor { reading: system_now(), monotonic: Instant::now(), wall: SystemTime::now() };
+        Self::Database(Arc::new(RwLock::new(anchor)))
+    }
+
+    pub(crate) fn now(&self) -> Millis {
+        match self {
+            Self::Manual(clock) => clock.0.now.load(Ordering::SeqCst),
+            Self::Database(anchor) => {
+                let anchor = *anchor.read().unwrap_or_else(PoisonError::into_inner);
+                anchor.reading + floor_millis(anchor.monotonic.elapsed())
+            }
+        }
+    }
+
+    /// Takes a reading of the database's clock that was asked for at `asked` and arrived now.
+    pub(crate) fn set(&self, reading: Millis, asked: Instant) {
+        if let Self::Database(anchor) = self {
+            let monotonic = asked + asked.elapsed() / 2;
+            *anchor.write().unwrap_or_else(PoisonError::into_inner) =
+                Anchor { reading, monotonic, wall: SystemTime::now() };
+        }
+    }
+
+    /// Whether the database has to be asked for the time before anything is decided by it.
+    pub(crate) fn has_drifted(&self) -> bool {
+        match self {
+            Self::Manual(_) => false,
+            Self::Database(anchor) => {
+                let anchor = *anchor.read().unwrap_or_else(PoisonError::into_inner);
+                let wall = anchor.wall.elapsed().unwrap_or(Duration::MAX);
+                wall.abs_diff(anchor.monotonic.elapsed()) > DRIFT
+            }
+        }
+    }
+
+    /// Waits until the clock may show something new: for so long, or until a test moves it.
+    pub(crate) async fn pause(&self, time: Duration) {
+        match self {
+            Self::Database(_) => tokio::time::sleep(time).await,
+            Self::Manual(clock) => {
+                let mut moved = clock.0.moved.subscribe();
+                moved.mark_unchanged();
+                let _ = tokio::time::timeout(time, moved.changed()).await;
+            }
+        }
+    }
+}
+
+pub(crate) fn system_now() -> Millis {
+    floor_millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+/// Whole milliseconds, rounded down: what is due is due a little early rather than late.
+pub(crate) fn floor_millis(duration: Duration) -> Millis {
+    Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX / 4).min(Millis::MAX / 4)
+}
+
+/// Whole milliseconds, rounded up: a lease is a little too long rather than too short.
+pub(crate) fn ceil_millis(duration: Duration) -> Millis {
+    floor_millis(duration.saturating_add(Duration::from_nanos(999_999)))
+}
+
+/// The latest time that every database and chrono can hold: the last second of the year 9999.
+pub(crate) const LATEST: Millis = 253_402_300_799_000;
+
+pub(crate) fn to_datetime(millis: Millis) -> DateTime<Utc> {
+    DateTime::from_timestamp_millis(millis.clamp(0, LATEST)).unwrap_or_default()
+}
+
+pub(crate) fn to_millis(time: DateTime<Utc>) -> Millis {
+    time.timestamp_millis().clamp(0, LATEST)
+}

@@ -1,0 +1,346 @@
+//! The runtime: what is started once in a process and runs its tasks.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::AtomicI64;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use futures_util::FutureExt;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+mod builder;
+mod claim;
+pub(crate) mod execute;
+pub(crate) mod held;
+mod jobs;
+mod lease;
+#[cfg(feature = "postgres")]
+mod listen;
+mod tasks;
+pub(crate) mod write;
+
+pub use self::builder::{Builder, Functions};
+pub use self::jobs::RunReport;
+pub use self::tasks::{Changed, Tasks};
+use crate::call::{self, Insertion};
+use crate::clock::{Clock, to_datetime};
+use crate::context::States;
+use crate::registry::Registry;
+use crate::store::{Store, steadily};
+use crate::transition::after;
+use crate::{Enqueued, Error, ErrorKind, Result, RetryPolicy, Status, Task, TaskId, Verdict};
+
+/// A started runtime; cheap to clone.
+///
+/// The first one that is started becomes the default of the process, which plain calls use.
+/// Call [`shutdown`](Self::shutdown) before the process ends; without it, tasks that run are picked
+/// up by other processes when their leases have run out.
+#[derive(Clone)]
+pub struct TaskRetry(Arc<Owner>);
+
+/// What the user's handles share; background loops do not, so that they end when the last is gone.
+pub(crate) struct Owner {
+    inner: Arc<Inner>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.inner.closing.cancel();
+        self.inner.ended.cancel();
+    }
+}
+
+pub(crate) struct Inner {
+    pub(crate) store: Store,
+    pub(crate) clock: Clock,
+    pub(crate) registry: Registry,
+    pub(crate) states: Arc<States>,
+    pub(crate) writer: write::Writer,
+    pub(crate) pool: execute::Pool,
+    pub(crate) held: held::Held,
+    pub(crate) wake: claim::Wake,
+    /// Other processes should look.
+    pub(crate) others: Notify,
+    pub(crate) policy: RetryPolicy,
+    pub(crate) lease: Duration,
+    pub(crate) poll_interval: Duration,
+    pub(crate) grace: Duration,
+    pub(crate) task_limit: u32,
+    pub(crate) queue_capacity: usize,
+    pub(crate) max_crash: u32,
+    pub(crate) data_kept: Option<Duration>,
+    pub(crate) failed_kept: Option<Duration>,
+    /// Functions are stored; otherwise they run bare.
+    pub(crate) enabled: bool,
+    /// Workers run here.
+    pub(crate) job: bool,
+    pub(crate) write_behind: bool,
+    /// An awaited call answers only when its end is committed.
+    pub(crate) await_commit: bool,
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
+    pub(crate) notify: bool,
+    pub(crate) handle: Handle,
+    /// Nothing new is accepted or claimed.
+    pub(crate) closing: CancellationToken,
+    /// Nothing is renewed or written any more.
+    pub(crate) ended: CancellationToken,
+    /// Until then, expired locks are left to their holders.
+    pub(crate) take_over_from: AtomicI64,
+    pub(crate) owner: OnceLock<Weak<Owner>>,
+}
+
+static DEFAULT: RwLock<Option<TaskRetry>> = RwLock::new(None);
+
+tokio::task_local! {
+    static CURRENT: TaskRetry;
+}
+
+impl TaskRetry {
+    /// Starts to describe a runtime.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// The runtime that code here uses: of the scope or of the attempt that runs, else the default of
+    /// the process.
+    ///
+    /// # Errors
+    /// `NotStarted` if there is none.
+    pub fn current() -> Result<Self> {
+        if let Ok(current) = CURRENT.try_with(Clone::clone) {
+            return Ok(current);
+        }
+        let default = DEFAULT.read().unwrap_or_else(PoisonError::into_inner);
+        default.clone().ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotStarted,
+                "no task-retry runtime was started in this process: call \
+                 `TaskRetry::builder()….start().await` first, or name one with `.on(&retry)`",
+            )
+        })
+    }
+
+    /// Runs a future in which [`current`](Self::current), and so every plain call, is this runtime.
+    /// Tasks that it spawns are outside.
+    pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
+        CURRENT.scope(self.clone(), future)
+    }
+
+    /// Stores a task for the strategy or function of its source; a worker runs it, here straight
+    /// away if one is free. The starter's `handlerTask`.
+    ///
+    /// # Errors
+    /// `Registry` if nothing here has that source; `Context` if a value does not fit; `Store` if the
+    /// database refuses; `Uncertain` if the connection died in the commit and the database cannot be
+    /// asked; `Closed` while shutting down. Dropping the future leaves the task stored or not.
+    pub async fn submit(&self, task: Task) -> Result<Enqueued> {
+        let inner = self.open()?;
+        let Some(handler) = inner.registry.by_source(task.source) else {
+            return Err(Error::new(
+                ErrorKind::Registry,
+                format!(
+                    "no strategy or function here has the source {}: add `.strategy(…)` to the builder",
+                    task.source
+                ),
+            ));
+        };
+        if let Err(error) = handler.check(task.context.as_deref()) {
+            return Err(Error::new(ErrorKind::Context, error));
+        }
+        let insertion = Insertion::new(inner, handler, &task.options, task.context, None)?;
+        call::enqueue(inner, insertion).await
+    }
+
+    /// Ends a task from outside as succeeded, whoever holds it: one that waits
+    /// ([`Outcome::Pending`](crate::Outcome::Pending)), or is due, or runs. What its attempt writes
+    /// later is void.
+    ///
+    /// # Errors
+    /// `NotFound` if this project has no such task, `Conflict` if it has ended already, `Store`.
+    pub async fn complete(&self, id: TaskId) -> Result<()> {
+        let inner = self.open()?;
+        let now = inner.clock.now();
+        if steadily(|| inner.store.complete(id, now)).await? {
+            return Ok(());
+        }
+        Err(self.why_not(id).await?)
+    }
+
+    /// Ends an attempt from outside as failed, as [`complete`](Self::complete) does; the retry policy
+    /// decides what follows.
+    ///
+    /// # Errors
+    /// As for [`complete`](Self::complete).
+    pub async fn fail(&self, id: TaskId, reason: impl Into<String>) -> Result<()> {
+        let inner = self.open()?;
+        let reason = reason.into();
+        loop {
+            let Some(task) = self.tasks().get(id).await? else { return Err(not_found(id)) };
+            if task.status.is_final() {
+                return Err(ended(id, task.status));
+            }
+            let policy = match inner.registry.by_source(task.source) {
+                Some(handler) => inner.policy_of(handler, &task),
+                None => inner.policy,
+            };
+            let ending =
+                crate::registry::Ending::Failed { error: reason.clone(), verdict: Verdict::Retry };
+            let now = inner.clock.now();
+            let next = after(&ending, task.send_count, &policy, now, fastrand::f64());
+            let store = &inner.store;
+            if steadily(|| store.fail(&task, next.to, next.next, &reason, now)).await? {
+                if let Some(next) = next.next {
+                    inner.wake.due_at(next);
+                }
+                return Ok(());
+            }
+            // Its fence has moved on: look again.
+        }
+    }
+
+    async fn why_not(&self, id: TaskId) -> Result<Error> {
+        Ok(match self.tasks().get(id).await? {
+            Some(task) => ended(id, task.status),
+            None => not_found(id),
+        })
+    }
+
+    /// Tells the workers to look for due tasks now, for instance after the commit of a transaction
+    /// that enqueued some.
+    pub fn kick(&self) {
+        self.0.inner.wake.kick();
+        self.0.inner.others.notify_one();
+    }
+
+    /// The tasks of the project: to list, count, retry, cancel, edit and delete.
+    pub fn tasks(&self) -> Tasks<'_> {
+        Tasks::new(self)
+    }
+
+    /// The time by which tasks are due: the database's, or a test's.
+    pub fn now(&self) -> DateTime<Utc> {
+        to_datetime(self.0.inner.clock.now())
+    }
+
+    /// The id of this start of the process, as `locked_by` holds it.
+    pub fn worker_id(&self) -> &str {
+        &self.0.inner.store.worker
+    }
+
+    /// Stops: accepts and claims nothing more, lets running attempts end for `shutdown-grace`, then
+    /// stops them and puts them back, due at once and with nothing counted. Returns when everything
+    /// is written. Calling it again does no harm.
+    ///
+    /// # Errors
+    /// None today; what could not be written is logged, and runs again elsewhere.
+    pub async fn shutdown(&self) -> Result<()> {
+        let inner = &self.0.inner;
+        inner.closing.cancel();
+        self.resign();
+        if !inner.enabled {
+            return Ok(());
+        }
+        let waiting = inner.pool.close();
+        execute::hand_back(inner, waiting).await;
+        if !self.idle(inner.grace).await {
+            let running = inner.held.all();
+            info!(
+                tasks = running.len(),
+                "the grace is over: what still runs is stopped and put back"
+            );
+            running.iter().for_each(|hold| hold.stop(held::Stop::Shutdown));
+            if !self.idle(Duration::from_secs(2)).await {
+                let tasks = inner.held.all().len();
+                info!(tasks, "what cannot be stopped keeps its lease");
+            }
+        }
+        inner.writer.drain(Duration::from_secs(5)).await;
+        inner.ended.cancel();
+        Ok(())
+    }
+
+    /// Waits until nothing is held any more, at most this long.
+    async fn idle(&self, most: Duration) -> bool {
+        let until = Instant::now() + most;
+        let mut pause = Duration::from_millis(1);
+        loop {
+            if self.0.inner.held.is_empty() && self.0.inner.pool.running() == 0 {
+                return true;
+            }
+            if Instant::now() >= until {
+                return false;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+
+    /// No longer the default of the process.
+    fn resign(&self) {
+        let mut default = DEFAULT.write().unwrap_or_else(PoisonError::into_inner);
+        if default.as_ref().is_some_and(|default| Arc::ptr_eq(&default.0, &self.0)) {
+            *default = None;
+        }
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.0.inner
+    }
+
+    /// The inside, if anything may still be stored.
+    pub(crate) fn open(&self) -> Result<&Arc<Inner>> {
+        let inner = &self.0.inner;
+        if !inner.enabled {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "task-retry is switched off (`enable: false`): nothing is stored, and only awaited calls \
+                 run",
+            ));
+        }
+        if inner.closing.is_cancelled() {
+            return Err(write::closed());
+        }
+        Ok(inner)
+    }
+
+    pub(crate) fn from_weak(owner: &OnceLock<Weak<Owner>>) -> Option<Self> {
+        owner.get()?.upgrade().map(Self)
+    }
+}
+
+impl std::fmt::Debug for TaskRetry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TaskRetry")
+            .field("project", &self.0.inner.store.project)
+            .field("worker_id", &self.0.inner.store.worker)
+            .finish_non_exhaustive()
+    }
+}
+
+fn not_found(id: TaskId) -> Error {
+    Error::new(ErrorKind::NotFound, format!("this project has no task {id}"))
+}
+
+fn ended(id: TaskId, status: Status) -> Error {
+    Error::new(ErrorKind::Conflict, format!("task {id} has ended already: its status is {status}"))
+}
+
+/// Starts a loop that no panic ends.
+fn supervised<F, Fut>(inner: &Arc<Inner>, name: &'static str, run: F)
+where
+    F: Fn(Arc<Inner>) -> Fut + Send + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let inner = inner.clone();
+    inner.handle.clone().spawn(async move {
+        while AssertUnwindSafe(run(inner.clone())).catch_unwind().await.is_err() {
+            error!(name, "a loop of the runtime panicked; it starts again");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
+}

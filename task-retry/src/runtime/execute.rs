@@ -1,0 +1,575 @@
+//! Attempts: what runs them, how many at once, and what is written when one has ended.
+
+use std::any::Any;
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::sync::{Notify, oneshot};
+use tracing::{Instrument, debug, error, info_span, warn};
+
+use super::held::{Hold, Stop};
+use super::write::Backoff;
+use super::{Inner, TaskRetry};
+use crate::call::CauseKind;
+use crate::clock::Millis;
+use crate::context::{Env, TaskContext};
+use crate::registry::{Ending, Handler, Report};
+use crate::store::{SUSPECT, Settlement, error_text};
+use crate::transition::{Transition, after, undecodable_pause};
+use crate::{RetryPolicy, Status, TaskLog, Verdict};
+
+/// A task that this process holds and may run.
+pub(crate) struct Ready {
+    pub(crate) task: Arc<TaskLog>,
+    pub(crate) hold: Arc<Hold>,
+    pub(crate) handler: Arc<dyn Handler>,
+    /// The decoded arguments, where they are at hand.
+    pub(crate) args: Option<Box<dyn Any + Send>>,
+    /// Who wants to hear how it ended.
+    pub(crate) tell: Option<oneshot::Sender<Told>>,
+}
+
+/// How a task stood after an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    Became(Status),
+    Undecodable,
+    /// Put back, or no longer ours.
+    Nothing,
+}
+
+/// How an attempt ended.
+pub(crate) struct Ended {
+    pub(crate) kind: EndKind,
+    /// The function's own `Result<T, E>`, if it was wanted.
+    pub(crate) value: Option<Box<dyn Any + Send>>,
+    pub(crate) error: Option<String>,
+    /// What was written; `None` if nothing was.
+    pub(crate) written: Option<Transition>,
+    /// Whether it took effect; `None` if it may yet.
+    pub(crate) landed: Option<bool>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EndKind {
+    Success,
+    Pending,
+    Failed(CauseKind),
+    Undecodable,
+    /// Another process has the task, or it was ended from outside.
+    Lost,
+}
+
+/// The workers' places and what waits for one.
+pub(crate) struct Pool {
+    state: Mutex<State>,
+    /// There is room again.
+    pub(crate) room: Notify,
+    limits: Limits,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Attempts at once.
+    pub(crate) places: usize,
+    /// Tasks that wait in memory.
+    pub(crate) queue: usize,
+    /// Attempts of one source at once: some places are kept for the others.
+    pub(crate) per_source: usize,
+}
+
+impl Limits {
+    pub(crate) fn new(places: usize, queue: usize, sources: usize) -> Self {
+        let reserved = if sources > 1 && places > 1 { (places / 10).max(1) } else { 0 };
+        Self { places, queue, per_source: places - reserved }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    running: usize,
+    queued: usize,
+    /// Places in the queue that were promised to tasks which are being stored.
+    promised: usize,
+    lines: HashMap<i32, Line>,
+    /// The sources that have something waiting, in turn.
+    turn: VecDeque<i32>,
+    suspects: usize,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Line {
+    waiting: VecDeque<Ready>,
+    running: usize,
+}
+
+impl Pool {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self { state: Mutex::default(), room: Notify::new(), limits }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Promises a place to a task that is about to be stored; `false` if there is none.
+    pub(crate) fn promise(&self) -> bool {
+        let mut state = self.lock();
+        let free = self.limits.places.saturating_sub(state.running) + self.limits.queue;
+        let fits = !state.closed && state.queued + state.promised < free;
+        if fits {
+            state.promised += 1;
+        }
+        fits
+    }
+
+    pub(crate) fn break_promise(&self) {
+        let mut state = self.lock();
+        state.promised = state.promised.saturating_sub(1);
+    }
+
+    /// How many tasks of a source could start now, and how many of it wait.
+    pub(crate) fn room_for(&self, source: i32, concurrency: Option<usize>) -> Room {
+        let state = self.lock();
+        let (waiting, running) =
+            state.lines.get(&source).map_or((0, 0), |line| (line.waiting.len(), line.running));
+        let most = concurrency.unwrap_or(usize::MAX).min(self.limits.per_source);
+        let places = self.limits.places.saturating_sub(state.running);
+        let free = most.saturating_sub(running).min(places);
+        let queue = (self.limits.queue + free).saturating_sub(state.queued + state.promised);
+        Room { free, waiting, queue, closed: state.closed }
+    }
+
+    /// Whether a task that is suspected of killing its process is here.
+    pub(crate) fn has_suspect(&self) -> bool {
+        self.lock().suspects > 0
+    }
+
+    /// Takes a task in; it starts when it is its turn. Gives it back if the pool is closed.
+    pub(crate) fn submit(&self, inner: &Arc<Inner>, ready: Ready) -> Result<(), Box<Ready>> {
+        let source = ready.task.source;
+        let mut state = self.lock();
+        if state.closed {
+            return Err(Box::new(ready));
+        }
+        if ready.task.crash_count >= SUSPECT {
+            state.suspects += 1;
+        }
+        let line = state.lines.entry(source).or_default();
+        line.waiting.push_back(ready);
+        let first = line.waiting.len() == 1;
+        if first {
+            state.turn.push_back(source);
+        }
+        state.queued += 1;
+        if state.running < self.limits.places
+            && let Some(ready) = self.take(&mut state)
+        {
+            drop(state);
+            let inner = inner.clone();
+            inner.handle.clone().spawn(worker(inner, ready));
+        }
+        Ok(())
+    }
+
+    /// The next task whose source may run one more, source by source in turn.
+    fn take(&self, state: &mut State) -> Option<Ready> {
+        for _ in 0..state.turn.len() {
+            let source = state.turn.pop_front()?;
+            let Some(line) = state.lines.get_mut(&source) else { continue };
+            let Some(next) = line.waiting.front() else { continue };
+            let most = next.handler.meta().concurrency.unwrap_or(usize::MAX);
+            if line.running >= most.min(self.limits.per_source) {
+                state.turn.push_back(source);
+                continue;
+            }
+            let ready = line.waiting.pop_front()?;
+            line.running += 1;
+            if !line.waiting.is_empty() {
+                state.turn.push_back(source);
+            }
+            state.queued -= 1;
+            state.running += 1;
+            return Some(ready);
+        }
+        None
+    }
+
+    /// Gives a place back and takes the next task for it.
+    fn next(&self, source: i32, was_suspect: bool) -> Option<Ready> {
+        let mut state = self.lock();
+        state.running -= 1;
+        if was_suspect {
+            state.suspects -= 1;
+        }
+        if let Some(line) = state.lines.get_mut(&source) {
+            line.running -= 1;
+        }
+        let next = self.take(&mut state);
+        drop(state);
+        self.room.notify_one();
+        next
+    }
+
+    /// Takes nothing in any more; returns what has not started.
+    pub(crate) fn close(&self) -> Vec<Ready> {
+        let mut state = self.lock();
+        state.closed = true;
+        state.turn.clear();
+        state.queued = 0;
+        let waiting = state.lines.values_mut().flat_map(|line| line.waiting.drain(..));
+        waiting.collect()
+    }
+
+    /// Attempts that run in workers.
+    pub(crate) fn running(&self) -> usize {
+        self.lock().running
+    }
+}
+
+/// See [`Pool::room_for`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    pub(crate) free: usize,
+    pub(crate) waiting: usize,
+    pub(crate) queue: usize,
+    pub(crate) closed: bool,
+}
+
+/// One place: runs tasks until none waits.
+async fn worker(inner: Arc<Inner>, first: Ready) {
+    let mut next = Some(first);
+    while let Some(ready) = next {
+        let (source, suspect) = (ready.task.source, ready.task.crash_count >= SUSPECT);
+        // An attempt catches its own panics; this keeps the place even if that fails.
+        let run = AssertUnwindSafe(work(&inner, ready)).catch_unwind();
+        if run.await.is_err() {
+            error!(source, "a worker panicked outside of an attempt; it goes on");
+        }
+        next = inner.pool.next(source, suspect);
+    }
+}
+
+/// An attempt of a worker: its end is written behind.
+async fn work(inner: &Arc<Inner>, mut ready: Ready) {
+    let tell = ready.tell.take();
+    let wait = tell.is_some() || !inner.write_behind;
+    let ended = attempt(inner, ready, false, wait).await;
+    if let Some(tell) = tell {
+        let _ = tell.send(match (&ended.written, ended.landed) {
+            _ if ended.kind == EndKind::Undecodable => Told::Undecodable,
+            (Some(written), Some(true)) => Told::Became(written.to),
+            _ => Told::Nothing,
+        });
+    }
+}
+
+/// Runs one attempt and hands its end to the writer; with `wait`, until that is written.
+pub(crate) async fn attempt(
+    inner: &Arc<Inner>,
+    ready: Ready,
+    keep_value: bool,
+    wait: bool,
+) -> Ended {
+    let (task, hold, handler) = (ready.task.clone(), ready.hold.clone(), ready.handler.clone());
+    let span = info_span!(
+        "task_retry.attempt",
+        task.id = task.id.0,
+        task.name = handler.meta().name,
+        source = task.source,
+        attempt = task.attempt(),
+        project = inner.store.project,
+    );
+    async {
+        let mut ended = run(inner, ready, keep_value).await;
+        let Some(transition) = ended.written.clone() else {
+            inner.held.remove(&hold);
+            return ended;
+        };
+        let settlement = Settlement {
+            id: task.id.0,
+            fence: task.fence,
+            to: transition.to,
+            send_count: transition.send_count,
+            next: transition.next,
+            error: transition.error.as_deref().map(error_text),
+        };
+        let answer = inner.writer.end(settlement, hold).await;
+        if wait {
+            // The database may be away for long; what has ended is written when it is back.
+            let most = inner.lease.max(Duration::from_secs(30));
+            ended.landed = match tokio::time::timeout(most, answer).await {
+                Ok(Ok(landed)) => Some(landed),
+                Ok(Err(_)) | Err(_) => None,
+            };
+            debug!(status = %transition.to, landed = ended.landed, "attempt ended");
+        }
+        ended
+    }
+    .instrument(span)
+    .await
+}
+
+/// Runs an attempt up to its end and decides what is to be written.
+async fn run(inner: &Arc<Inner>, ready: Ready, keep_value: bool) -> Ended {
+    let Ready { task, hold, handler, args, .. } = ready;
+    let policy = inner.policy_of(&handler, &task);
+    let now = inner.clock.now();
+    let nothing = |kind| Ended { kind, value: None, error: None, written: None, landed: None };
+    match hold.why_stopped() {
+        Some(Stop::Lost) => return nothing(EndKind::Lost),
+        Some(Stop::Shutdown) => return put_back(&task, now),
+        None if !hold.is_valid(now) => {
+            debug!("the lease ran out before the attempt could start; the task is put back");
+            return put_back(&task, now);
+        }
+        None => {}
+    }
+    if let Some(reason) = given_up(inner, &handler, &task, now) {
+        let ending = Ending::Failed { error: reason, verdict: Verdict::Abort };
+        return finish(inner, &handler, &task, &policy, ending, CauseKind::Interrupted, None).await;
+    }
+    if task.status == Status::Waiting {
+        let error = "nobody called `complete` or `fail` before the deadline".to_owned();
+        let ending = Ending::Failed { error, verdict: Verdict::Retry };
+        return finish(inner, &handler, &task, &policy, ending, CauseKind::TimedOut, None).await;
+    }
+    if let Some(name) = task.task_name.as_ref().filter(|name| **name != handler.meta().name) {
+        let error = format!(
+            "the row was stored for the function `{name}`, and source {} is `{}` here",
+            task.source,
+            handler.meta().name
+        );
+        return undecodable(&task, now, error);
+    }
+    let Some(runtime) = inner.handle_to_self() else { return put_back(&task, now) };
+    let context = TaskContext::attached(task.clone(), runtime.clone(), hold.completed.clone());
+    let env = Env { context, states: inner.states.clone() };
+    let body = runtime.scope(handler.run(env, args, keep_value));
+    let (report, kind) = match supervise(body, policy.timeout, &hold).await {
+        Body::Done(report) => (report, CauseKind::Error),
+        Body::Panicked(message) => (failed(format!("panicked: {message}")), CauseKind::Panicked),
+        Body::TimedOut(limit) => {
+            (failed(format!("timed out after {limit:?}")), CauseKind::TimedOut)
+        }
+        Body::Stopped(Stop::Lost) => {
+            warn!(
+                "the attempt lost its task: another process has it, or it was ended from outside"
+            );
+            return nothing(EndKind::Lost);
+        }
+        Body::Stopped(Stop::Shutdown) => return put_back(&task, inner.clock.now()),
+    };
+    match report {
+        Report::Undecodable(error) => undecodable(&task, inner.clock.now(), error),
+        Report::Ended { ending, value } => {
+            if hold.completed.load(Ordering::SeqCst) {
+                return completed(inner, &handler, &task, &policy, &hold, ending, value).await;
+            }
+            finish(inner, &handler, &task, &policy, ending, kind, value).await
+        }
+    }
+}
+
+fn failed(error: String) -> Report {
+    Report::Ended { ending: Ending::Failed { error, verdict: Verdict::Retry }, value: None }
+}
+
+/// Why a task is not run at all, if so.
+fn given_up(
+    inner: &Inner,
+    handler: &Arc<dyn Handler>,
+    task: &TaskLog,
+    now: Millis,
+) -> Option<String> {
+    let name = &handler.meta().name;
+    if task.crash_count > inner.max_crash {
+        return Some(format!(
+            "given up: {} processes died while they held this task of `{name}`, more than max-crash \
+             ({}) allows",
+            task.crash_count, inner.max_crash
+        ));
+    }
+    let expired = task.expire_time.is_some_and(|time| time.timestamp_millis() <= now);
+    expired.then(|| format!("given up: this task of `{name}` expired before it could run"))
+}
+
+/// The attempt's transaction was to carry the success, see [`TaskContext::complete_in`].
+async fn completed(
+    inner: &Arc<Inner>,
+    handler: &Arc<dyn Handler>,
+    task: &TaskLog,
+    policy: &RetryPolicy,
+    hold: &Arc<Hold>,
+    ending: Ending,
+    value: Option<Box<dyn Any + Send>>,
+) -> Ended {
+    if let Ending::Failed { .. } = ending {
+        // Guarded by the old fence: void if the transaction was committed.
+        return finish(inner, handler, task, policy, ending, CauseKind::Error, value).await;
+    }
+    let mut backoff = Backoff::default();
+    let fence = loop {
+        match inner.store.holders(&[task.id.0]).await {
+            Ok(holders) => break holders.get(&task.id.0).map(|holder| holder.fence),
+            Err(_) if hold.why_stopped().is_none() => backoff.pause().await,
+            Err(_) => break None,
+        }
+    };
+    if fence == Some(task.fence) {
+        let error = "the transaction that was given to `complete_in` was rolled back".to_owned();
+        let ending = Ending::Failed { error, verdict: Verdict::Retry };
+        return finish(inner, handler, task, policy, ending, CauseKind::Interrupted, None).await;
+    }
+    let landed = Some(fence == Some(task.fence + 1));
+    Ended { kind: EndKind::Success, value, error: None, written: None, landed }
+}
+
+/// The end of an attempt that counts.
+async fn finish(
+    inner: &Arc<Inner>,
+    handler: &Arc<dyn Handler>,
+    task: &TaskLog,
+    policy: &RetryPolicy,
+    ending: Ending,
+    cause: CauseKind,
+    value: Option<Box<dyn Any + Send>>,
+) -> Ended {
+    let transition = after(&ending, task.send_count, policy, inner.clock.now(), fastrand::f64());
+    let (kind, error) = match ending {
+        Ending::Success => (EndKind::Success, None),
+        Ending::Pending(_) => (EndKind::Pending, None),
+        Ending::Failed { error, .. } => (EndKind::Failed(cause), Some(error)),
+    };
+    if let Some(error) = &error {
+        let retry_at = transition.next.map(crate::clock::to_datetime);
+        warn!(status = %transition.to, ?retry_at, error = %error_text(error), "attempt failed");
+        if transition.to == Status::Failed {
+            exhausted(handler, task, error).await;
+        }
+    }
+    Ended { kind, value, error, written: Some(transition), landed: None }
+}
+
+/// Runs the user's `on_exhausted`; its panic changes nothing.
+async fn exhausted(handler: &Arc<dyn Handler>, task: &TaskLog, error: &str) {
+    let hook = catch_unwind(AssertUnwindSafe(|| handler.on_exhausted(task, error)));
+    let Ok(Some(hook)) = hook else { return };
+    if AssertUnwindSafe(hook).catch_unwind().await.is_err() {
+        error!("`on_exhausted` panicked; the task is given up all the same");
+    }
+}
+
+/// Due again at once, with nothing counted.
+fn put_back(task: &TaskLog, now: Millis) -> Ended {
+    let written =
+        Transition { to: task.status, send_count: task.send_count, next: Some(now), error: None };
+    let error = Some("interrupted before its end".to_owned());
+    let kind = EndKind::Failed(CauseKind::Interrupted);
+    Ended { kind, value: None, error, written: Some(written), landed: None }
+}
+
+/// Due later, with nothing counted but its error kept.
+fn undecodable(task: &TaskLog, now: Millis, error: String) -> Ended {
+    warn!(%error, "the row cannot be decoded here; it is put back");
+    let pause = undecodable_pause(task.fence, task.send_count, task.crash_count);
+    let written = Transition {
+        to: task.status,
+        send_count: task.send_count,
+        next: Some(now.saturating_add(pause)),
+        error: Some(error.clone()),
+    };
+    let kind = EndKind::Undecodable;
+    Ended { kind, value: None, error: Some(error), written: Some(written), landed: None }
+}
+
+/// How a body came to its end.
+enum Body<T> {
+    Done(T),
+    Panicked(String),
+    TimedOut(Duration),
+    Stopped(Stop),
+}
+
+/// Runs a body until it ends, panics, takes too long or has to stop.
+async fn supervise<T>(
+    body: impl Future<Output = T> + Send,
+    limit: Option<Duration>,
+    hold: &Hold,
+) -> Body<T> {
+    let mut body = Box::pin(AssertUnwindSafe(body).catch_unwind());
+    let time = async {
+        match limit {
+            Some(limit) => {
+                tokio::time::sleep(limit).await;
+                limit
+            }
+            None => std::future::pending().await,
+        }
+    };
+    let end = tokio::select! {
+        biased;
+        result = &mut body => match result {
+            Ok(value) => Body::Done(value),
+            Err(panic) => Body::Panicked(message(panic)),
+        },
+        why = hold.stopped() => Body::Stopped(why),
+        limit = time => Body::TimedOut(limit),
+    };
+    // What the body holds is dropped here, and may panic too.
+    if catch_unwind(AssertUnwindSafe(|| drop(body))).is_err() {
+        warn!("dropping an attempt's future panicked");
+    }
+    end
+}
+
+fn message(panic: Box<dyn Any + Send>) -> String {
+    match panic.downcast::<String>() {
+        Ok(text) => *text,
+        Err(panic) => match panic.downcast::<&'static str>() {
+            Ok(text) => (*text).to_owned(),
+            Err(_) => "a value that is not text".to_owned(),
+        },
+    }
+}
+
+/// Puts tasks back that were held and have not started.
+pub(crate) async fn hand_back(inner: &Arc<Inner>, waiting: Vec<Ready>) {
+    let now = inner.clock.now();
+    for ready in waiting {
+        let Some(back) = put_back(&ready.task, now).written else { continue };
+        let settlement = Settlement {
+            id: ready.task.id.0,
+            fence: ready.task.fence,
+            to: back.to,
+            send_count: back.send_count,
+            next: back.next,
+            error: None,
+        };
+        inner.writer.end(settlement, ready.hold).await;
+        if let Some(tell) = ready.tell {
+            let _ = tell.send(Told::Nothing);
+        }
+    }
+}
+
+impl Inner {
+    /// The policy of a task: its own retries, its function's, its source's, the configuration's.
+    pub(crate) fn policy_of(&self, handler: &Arc<dyn Handler>, task: &TaskLog) -> RetryPolicy {
+        let mut policy = self.policy.with(handler.meta().policy);
+        if let Some(retries) = task.max_retry {
+            policy.max_retry = retries;
+        }
+        policy
+    }
+
+    fn handle_to_self(&self) -> Option<TaskRetry> {
+        TaskRetry::from_weak(&self.owner)
+    }
+}

@@ -1,0 +1,625 @@
+//! What the runtime asks of a database. One table, one project, one worker; the statements that
+//! differ between databases live in one file each.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Instant;
+
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbBackend, DbErr, ExecResult, QueryResult, Statement,
+};
+
+mod admin;
+mod connect;
+mod fault;
+mod layout;
+mod mysql;
+mod postgres;
+mod row;
+mod sql;
+mod sqlite;
+
+pub(crate) use self::admin::Change;
+pub use self::admin::Filter;
+pub(crate) use self::connect::{connect, sibling};
+pub(crate) use self::fault::{Fault, steadily};
+pub(crate) use self::layout::Layout;
+use self::row::{get, id, status};
+use self::sql::{OPEN, Sql, TABLE, Times};
+use crate::clock::{Clock, Millis};
+use crate::task::Options;
+use crate::{Error, ErrorKind, Result, Status, TaskId, TaskLog};
+
+/// From this count on a task is suspected of killing its process.
+pub(crate) const SUSPECT: u32 = 2;
+
+/// A table, seen by one worker of one project.
+#[derive(Clone)]
+pub(crate) struct Store {
+    pub(crate) db: DatabaseConnection,
+    pub(crate) project: String,
+    pub(crate) worker: String,
+    pub(crate) layout: Layout,
+    pub(crate) times: Times,
+    /// Claims without `skip locked`.
+    pub(crate) optimistic: bool,
+}
+
+/// A task to store.
+#[derive(Clone, Debug)]
+pub(crate) struct NewRow {
+    pub(crate) id: i64,
+    pub(crate) source: i32,
+    pub(crate) msg_key: String,
+    pub(crate) topic: String,
+    pub(crate) context: Option<String>,
+    pub(crate) unique_key: Option<String>,
+    pub(crate) task_name: Option<String>,
+    pub(crate) max_retry: Option<i32>,
+    pub(crate) expire: Option<Millis>,
+    pub(crate) trace: Option<String>,
+    /// Stored already claimed by this process.
+    pub(crate) held: bool,
+    /// When it is due, or the end of the lease.
+    pub(crate) next: Millis,
+}
+
+impl NewRow {
+    fn fence(&self) -> i64 {
+        i64::from(self.held)
+    }
+
+    /// About what it takes in a statement.
+    pub(crate) fn bytes(&self) -> usize {
+        200 + self.context.as_ref().map_or(0, String::len) + self.topic.len() + self.msg_key.len()
+    }
+
+    /// The row as a claim would return it.
+    pub(crate) fn into_log(self, project: &str, worker: &str, now: Millis) -> TaskLog {
+        let time = crate::clock::to_datetime;
+        TaskLog {
+            id: TaskId(self.id),
+            project_name: project.to_owned(),
+            source: self.source,
+            msg_key: self.msg_key,
+            status: Status::Executing,
+            send_count: 0,
+            topic: self.topic,
+            context: self.context,
+            next_send_time: Some(time(self.next)),
+            create_time: time(now),
+            update_time: time(now),
+            fence: i64::from(self.held),
+            locked_by: self.held.then(|| worker.to_owned()),
+            crash_count: 0,
+            unique_key: self.unique_key,
+            task_name: self.task_name,
+            max_retry: self.max_retry.map(|retries| retries.max(0) as u32),
+            expire_time: self.expire.map(time),
+            last_error: None,
+            trace_context: self.trace,
+        }
+    }
+}
+
+/// What became of a row that was to be stored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Inserted {
+    Stored,
+    /// A task with this unique key exists.
+    Duplicate(TaskId, Status),
+    /// The id is in use: by this very row if its answer was lost before.
+    IdTaken,
+}
+
+/// What is written at the end of an attempt, guarded by id, fence, worker and an open status.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Settlement {
+    pub(crate) id: i64,
+    pub(crate) fence: i64,
+    pub(crate) to: Status,
+    pub(crate) send_count: u32,
+    pub(crate) next: Option<Millis>,
+    pub(crate) error: Option<String>,
+}
+
+/// Which due rows to take.
+#[derive(Clone, Debug)]
+pub(crate) struct Claim {
+    pub(crate) sources: Vec<i32>,
+    /// These rows, whatever their status, unless they are under lease.
+    pub(crate) ids: Option<Vec<i64>>,
+    pub(crate) limit: u32,
+    pub(crate) now: Millis,
+    /// The end of the lease.
+    pub(crate) until: Millis,
+    /// No row before this time is due; the index need not be read from its beginning.
+    pub(crate) floor: Option<Millis>,
+    pub(crate) which: Which,
+    /// Also rows whose holder let its lease run out.
+    pub(crate) take_over: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Which {
+    /// Rows that are not suspected of killing their process.
+    Innocent,
+    Suspect,
+}
+
+/// Who holds a row now.
+#[derive(Clone, Debug)]
+pub(crate) struct Holder {
+    pub(crate) fence: i64,
+    pub(crate) locked_by: Option<String>,
+    pub(crate) status: i16,
+    pub(crate) send_count: i32,
+}
+
+impl Store {
+    pub(crate) async fn new(
+        db: DatabaseConnection,
+        project: String,
+        worker: String,
+        layout: Layout,
+        offset: i32,
+        optimistic: bool,
+    ) -> Result<Self, DbErr> {
+        let backend = db.get_database_backend();
+        let blind = backend == DbBackend::MySql && !mysql::skips_locked(&db).await?;
+        let times = Times { backend, offset, seconds: layout.starter };
+        Ok(Self { db, project, worker, layout, times, optimistic: optimistic || blind })
+    }
+
+    /// A store without a database, which must not be asked.
+    pub(crate) fn disconnected(project: String, worker: String) -> Self {
+        let times = Times { backend: DbBackend::Sqlite, offset: 0, seconds: false };
+        let db = DatabaseConnection::default();
+        Self { db, project, worker, layout: Layout::widest(), times, optimistic: false }
+    }
+
+    fn backend(&self) -> DbBackend {
+        self.times.backend
+    }
+
+    fn sql(&self, text: &str) -> Sql {
+        Sql::new(self.backend(), text)
+    }
+
+    fn id(&self, id: i64) -> sea_orm::Value {
+        match self.backend() {
+            DbBackend::MySql => (id as u64).into(),
+            _ => id.into(),
+        }
+    }
+
+    fn ids(&self, ids: &[i64]) -> Vec<sea_orm::Value> {
+        ids.iter().map(|id| self.id(*id)).collect()
+    }
+
+    async fn execute(&self, statement: Statement) -> Result<ExecResult, DbErr> {
+        self.db.execute_raw(statement).await
+    }
+
+    async fn query(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        self.db.query_all_raw(statement).await
+    }
+
+    fn decode(&self, rows: &[QueryResult]) -> Result<Vec<TaskLog>, DbErr> {
+        rows.iter().map(|row| row::decode(row, &self.times)).collect()
+    }
+
+    /// `, update_time = …`, except where the server does that.
+    fn touch<'a>(&self, sql: &'a mut Sql, column: &str, now: Millis) -> &'a mut Sql {
+        if self.layout.starter {
+            return sql;
+        }
+        sql.push(", ").push(column).push(" = ").bind(self.times.down(now))
+    }
+
+    /// Asks the database for its time. SQLite's is this machine's.
+    pub(crate) async fn sync(&self, clock: &Clock) -> Result<(), DbErr> {
+        let asked = Instant::now();
+        let sql = match self.backend() {
+            DbBackend::Postgres => postgres::now(),
+            DbBackend::MySql => mysql::now(),
+            _ => {
+                clock.set(crate::clock::system_now(), asked);
+                return Ok(());
+            }
+        };
+        let rows = self.query(sql.build()).await?;
+        if let Some(row) = rows.first() {
+            clock.set(get(row, 0)?, asked);
+        }
+        Ok(())
+    }
+
+    /// Turns what a caller gave into a row, or says why the table cannot hold it.
+    pub(crate) fn row(
+        &self,
+        id: i64,
+        source: i32,
+        options: &Options,
+        context: Option<String>,
+    ) -> Result<NewRow> {
+        let layout = &self.layout;
+        fits("msg_key", &options.msg_key, layout.msg_key)?;
+        fits("topic", &options.topic, layout.topic)?;
+        if let Some(key) = &options.unique_key {
+            fits("unique_key", key, 191)?;
+            if key.is_empty() || key.ends_with(char::is_whitespace) {
+                return Err(Error::new(
+                    ErrorKind::Context,
+                    format!("the unique key {key:?} is empty or ends with white space"),
+                ));
+            }
+        }
+        if let Some(context) = &context {
+            if context.len() > layout.context {
+                return Err(Error::new(
+                    ErrorKind::Context,
+                    format!(
+                        "the context has {} bytes, and this table's `context` column holds {}: store \
+                         the data elsewhere and pass its id, or widen the column",
+                        context.len(),
+                        layout.context
+                    ),
+                ));
+            }
+            no_nul("context", context)?;
+        }
+        Ok(NewRow {
+            id,
+            source,
+            msg_key: options.msg_key.clone(),
+            topic: options.topic.clone(),
+            context,
+            unique_key: options.unique_key.clone(),
+            task_name: None,
+            max_retry: options.max_retry.map(|retries| i32::try_from(retries).unwrap_or(i32::MAX)),
+            expire: None,
+            trace: None,
+            held: false,
+            next: 0,
+        })
+    }
+
+    /// Stores rows in one statement. On MySQL, a duplicate fails the whole statement.
+    pub(crate) async fn insert<C: ConnectionTrait>(
+        &self,
+        db: &C,
+        rows: &[NewRow],
+        now: Millis,
+    ) -> Result<Vec<Inserted>, DbErr> {
+        let stored: HashSet<i64> = match self.backend() {
+            DbBackend::MySql => {
+                match db.execute_raw(mysql::insert(self, rows, now).build()).await {
+                    Ok(_) => return Ok(vec![Inserted::Stored; rows.len()]),
+                    Err(error) if rows.len() == 1 && Fault::of(&error) == Fault::Duplicate => {
+                        HashSet::new()
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            backend => {
+                let sql = match backend {
+                    DbBackend::Postgres => postgres::insert(self, rows, now),
+                    _ => sqlite::insert(self, rows, now),
+                };
+                let stored = db.query_all_raw(sql.build()).await?;
+                stored.iter().map(|row| id(row, 0, backend)).collect::<Result<_, _>>()?
+            }
+        };
+        if stored.len() == rows.len() {
+            return Ok(vec![Inserted::Stored; rows.len()]);
+        }
+        let refused: Vec<&NewRow> = rows.iter().filter(|row| !stored.contains(&row.id)).collect();
+        let found = self.obstacles(db, &refused).await?;
+        Ok(rows
+            .iter()
+            .map(|row| match stored.contains(&row.id) {
+                true => Inserted::Stored,
+                false => found.get(&row.id).copied().unwrap_or(Inserted::IdTaken),
+            })
+            .collect())
+    }
+
+    /// What stood in the way of rows that were not stored. A row that nothing stands in the way of
+    /// any more is left out, and told apart by a new try.
+    async fn obstacles<C: ConnectionTrait>(
+        &self,
+        db: &C,
+        refused: &[&NewRow],
+    ) -> Result<HashMap<i64, Inserted>, DbErr> {
+        let mut found = HashMap::new();
+        let keyed: Vec<_> = refused
+            .iter()
+            .filter_map(|row| Some((row.id, row.source, row.unique_key.as_ref()?)))
+            .collect();
+        if keyed.is_empty() {
+            return Ok(found);
+        }
+        let mut sql = self.sql(
+            "select id, status, source, unique_key from t_sys_mq_resend_log where project_name = ",
+        );
+        sql.bind(self.project.as_str()).push(" and (");
+        for (index, (_, source, key)) in keyed.iter().enumerate() {
+            sql.push(if index == 0 { "" } else { " or " }).push("(source = ").bind(*source);
+            sql.push(" and unique_key = ").bind(key.as_str()).push(")");
+        }
+        sql.push(")");
+        let rows = db.query_all_raw(sql.build()).await?;
+        for row in &rows {
+            let (other, source): (_, i32) = (id(row, 0, self.backend())?, get(row, 2)?);
+            let status = Status::from_number(status(row, 1, self.backend())?);
+            let key: String = get(row, 3)?;
+            for (id, ..) in keyed.iter().filter(|(_, s, k)| *s == source && **k == key) {
+                let status = status.unwrap_or(Status::Executing);
+                found.insert(*id, Inserted::Duplicate(TaskId(other), status));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Writes the ends of attempts, and tells which of them took effect.
+    pub(crate) async fn settle(
+        &self,
+        rows: &[Settlement],
+        now: Millis,
+    ) -> Result<Vec<bool>, DbErr> {
+        let success = rows.iter().all(|row| row.to == Status::Succeeded);
+        let landed: HashSet<i64> = match (self.backend(), success) {
+            (DbBackend::MySql, _) => {
+                let sql = match success {
+                    true => mysql::succeed(self, rows, now),
+                    false => mysql::settle(self, rows, now),
+                };
+                let written = self.execute(sql.build()).await?.rows_affected();
+                match written == rows.len() as u64 {
+                    true => return Ok(vec![true; rows.len()]),
+                    false => HashSet::new(),
+                }
+            }
+            (backend, _) => {
+                let sql = match (backend, success) {
+                    (DbBackend::Postgres, true) => postgres::succeed(self, rows, now),
+                    (DbBackend::Postgres, false) => postgres::settle(self, rows, now),
+                    (_, true) => sqlite::succeed(self, rows, now),
+                    (_, false) => sqlite::settle(self, rows, now),
+                };
+                let written = self.query(sql.build()).await?;
+                written.iter().map(|row| id(row, 0, backend)).collect::<Result<_, _>>()?
+            }
+        };
+        if landed.len() == rows.len() {
+            return Ok(vec![true; rows.len()]);
+        }
+        // Some were written by a try whose answer was lost, or are no longer ours.
+        let open: Vec<i64> =
+            rows.iter().map(|row| row.id).filter(|id| !landed.contains(id)).collect();
+        let holders = self.holders(&open).await?;
+        let is_as_written = |row: &Settlement| {
+            holders.get(&row.id).is_some_and(|holder| {
+                holder.fence == row.fence
+                    && holder.locked_by.is_none()
+                    && holder.status == row.to.number()
+                    && holder.send_count == row.send_count as i32
+            })
+        };
+        Ok(rows.iter().map(|row| landed.contains(&row.id) || is_as_written(row)).collect())
+    }
+
+    /// Who holds these rows, without waiting for any lock.
+    pub(crate) async fn holders(&self, ids: &[i64]) -> Result<HashMap<i64, Holder>, DbErr> {
+        let mut sql = self.sql(
+            "select id, fence, locked_by, status, send_count from t_sys_mq_resend_log where id in ",
+        );
+        sql.list(self.ids(ids));
+        let rows = self.query(sql.build()).await?;
+        rows.iter()
+            .map(|row| {
+                let holder = Holder {
+                    fence: get(row, 1)?,
+                    locked_by: get(row, 2)?,
+                    status: status(row, 3, self.backend())?,
+                    send_count: get(row, 4)?,
+                };
+                Ok((id(row, 0, self.backend())?, holder))
+            })
+            .collect()
+    }
+
+    /// Extends the leases of these (id, fence); returns the ids for which that was done.
+    pub(crate) async fn renew(
+        &self,
+        held: &[(i64, i64)],
+        until: Millis,
+    ) -> Result<HashSet<i64>, DbErr> {
+        let backend = self.backend();
+        let sql = match backend {
+            DbBackend::MySql => {
+                return Ok(mysql::renew(self, &self.db, held, until).await?.into_iter().collect());
+            }
+            DbBackend::Postgres => postgres::renew(self, held, until),
+            _ => sqlite::renew(self, held, until),
+        };
+        let rows = self.query(sql.build()).await?;
+        rows.iter().map(|row| id(row, 0, backend)).collect()
+    }
+
+    /// Takes due rows; they come back as they are now, but for the status, which is the one before
+    /// where that matters (an overdue `Waiting` row).
+    pub(crate) async fn claim(&self, claim: &Claim) -> Result<Vec<TaskLog>, DbErr> {
+        let sql = match self.backend() {
+            DbBackend::MySql => return mysql::claim(self, &self.db, claim).await,
+            DbBackend::Postgres => postgres::claim(self, claim),
+            _ => sqlite::claim(self, claim),
+        };
+        self.decode(&self.query(sql.build()).await?)
+    }
+
+    /// The condition, order and limit of a claim.
+    fn due(&self, sql: &mut Sql, claim: &Claim) {
+        sql.push("project_name = ").bind(self.project.as_str());
+        match claim.sources[..] {
+            [source] => sql.push(" and source = ").bind(source),
+            _ => sql.push(" and source in ").list(claim.sources.iter().copied()),
+        };
+        if let Some(ids) = &claim.ids {
+            sql.push(" and id in ").list(self.ids(ids));
+            sql.push(" and (locked_by is null or next_send_time is null or next_send_time <= ");
+            sql.bind(self.times.down(claim.now)).push(") order by id");
+        } else {
+            sql.push(" and ").push(OPEN).push(" and next_send_time <= ");
+            sql.bind(self.times.down(claim.now));
+            if let Some(floor) = claim.floor {
+                sql.push(" and next_send_time >= ").bind(self.times.down(floor));
+            }
+            let crashes = "crash_count + case when locked_by is null then 0 else 1 end";
+            match claim.which {
+                Which::Innocent => sql.push(" and ").push(crashes).push(" < 2"),
+                Which::Suspect => sql.push(" and ").push(crashes).push(" >= 2"),
+            };
+            if !claim.take_over {
+                sql.push(" and locked_by is null");
+            }
+            sql.push(" order by next_send_time");
+        }
+        sql.push(" limit ").bind(i64::from(claim.limit));
+    }
+
+    /// The first due time of each of these sources, if it has open rows: one small statement.
+    pub(crate) async fn first_due(
+        &self,
+        sources: &[(i32, Option<Millis>)],
+    ) -> Result<Vec<(i32, Millis)>, DbErr> {
+        let mut found = Vec::new();
+        for sources in sources.chunks(100) {
+            found.extend(self.first_due_of(sources).await?);
+        }
+        Ok(found)
+    }
+
+    async fn first_due_of(
+        &self,
+        sources: &[(i32, Option<Millis>)],
+    ) -> Result<Vec<(i32, Millis)>, DbErr> {
+        let mut sql = self.sql("");
+        for (index, (source, floor)) in sources.iter().enumerate() {
+            sql.push(if index == 0 { "" } else { " union all " });
+            // A sub-select of its own, since not every dialect takes `limit` inside a union.
+            sql.push(
+                "select * from (select source, next_send_time from t_sys_mq_resend_log where ",
+            );
+            sql.push("project_name = ").bind(self.project.as_str()).push(" and source = ");
+            sql.bind(*source).push(" and ").push(OPEN);
+            match floor {
+                Some(floor) => {
+                    sql.push(" and next_send_time >= ").bind(self.times.down(*floor));
+                }
+                None => {
+                    sql.push(" and next_send_time is not null");
+                }
+            }
+            sql.push(" order by next_send_time limit 1) s").push(&index.to_string());
+        }
+        let rows = self.query(sql.build()).await?;
+        rows.iter()
+            .map(|row| {
+                let time = row::time(row, 1, &self.times)?.unwrap_or_default();
+                Ok((get(row, 0)?, time.timestamp_millis()))
+            })
+            .collect()
+    }
+
+    /// The success of a task inside somebody's transaction; `false` if it is no longer held.
+    pub(crate) async fn complete_in<C: ConnectionTrait>(
+        &self,
+        transaction: &C,
+        task: TaskId,
+        fence: i64,
+        now: Millis,
+    ) -> Result<bool> {
+        self.same_backend(transaction)?;
+        let mut sql = self.sql(
+            "update t_sys_mq_resend_log set status = 3, crash_count = 0, next_send_time = null, \
+             locked_by = null, fence = fence + 1",
+        );
+        self.touch(&mut sql, "update_time", now).push(" where id = ").bind(self.id(task.0));
+        sql.push(" and fence = ").bind(fence).push(" and locked_by = ");
+        sql.bind(self.worker.as_str()).push(" and ").push(OPEN);
+        Ok(transaction.execute_raw(sql.build()).await?.rows_affected() == 1)
+    }
+
+    /// Refuses a connection to another kind of database before a statement is sent.
+    pub(crate) fn same_backend<C: ConnectionTrait>(&self, db: &C) -> Result<()> {
+        if db.get_database_backend() == self.backend() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Config,
+            format!(
+                "the transaction belongs to {:?}, and this runtime's table `{TABLE}` is in {:?}",
+                db.get_database_backend(),
+                self.backend()
+            ),
+        ))
+    }
+}
+
+fn fits(column: &str, text: &str, most: usize) -> Result<()> {
+    let length = text.chars().count();
+    if length > most {
+        return Err(Error::new(
+            ErrorKind::Context,
+            format!("the {column} has {length} characters, and this table's column holds {most}"),
+        ));
+    }
+    no_nul(column, text)
+}
+
+fn no_nul(column: &str, text: &str) -> Result<()> {
+    if text.contains('\0') {
+        return Err(Error::new(
+            ErrorKind::Context,
+            format!("the {column} holds a NUL character, which databases cannot store"),
+        ));
+    }
+    Ok(())
+}
+
+/// An error text as `last_error` holds it: without NUL, at most 4 KiB.
+pub(crate) fn error_text(error: &str) -> String {
+    const MOST: usize = 4096;
+    let mut text = error.replace('\0', "\u{fffd}");
+    if text.len() > MOST {
+        let mut end = MOST - 3;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+/// A new id: time-ordered, 63 bits, of the shape of the starter's snowflakes, so that the ids of both
+/// sort by time together. 41 bits of milliseconds since Twitter's epoch, then 22 bits that start at
+/// random and count on.
+pub(crate) fn new_id(now: Millis) -> i64 {
+    use std::sync::atomic::{AtomicI64, Ordering};
+    static LAST: AtomicI64 = AtomicI64::new(0);
+    let fresh = id_at(now) | fastrand::i64(0..1 << 21);
+    let next = |last: i64| {
+        // Within a millisecond count on; in a new one start anew.
+        Some(if (last >> 22) >= (fresh >> 22) && last - fresh < 1 << 32 { last + 1 } else { fresh })
+    };
+    let last = LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or_default();
+    next(last).unwrap_or(fresh)
+}
+
+/// The least id of a time.
+pub(crate) fn id_at(time: Millis) -> i64 {
+    const EPOCH: Millis = 1_288_834_974_657;
+    (time - EPOCH).clamp(0, (1 << 41) - 1) << 22
+}

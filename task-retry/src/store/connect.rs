@@ -1,0 +1,113 @@
+//! Connections: the runtime's pool, and one of its own for the lease thread.
+
+use std::time::Duration;
+
+use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbBackend};
+
+use crate::{Config, Error, ErrorKind, Result};
+
+/// Opens a pool for a URL.
+pub(crate) async fn connect(url: &str, config: &Config) -> Result<DatabaseConnection> {
+    let Some(known) = driver(url) else {
+        return Err(Error::new(
+            ErrorKind::Config,
+            format!(
+                "the database URL starts with `{}`: use sqlite://, postgres:// or mysql:// (for MariaDB \
+                 too), each with the Cargo feature of that name",
+                url.split("://").next().unwrap_or_default()
+            ),
+        ));
+    };
+    let pool = &config.thread_pool_param;
+    // SeaORM knows one spelling of each.
+    let url = url.replacen("postgresql://", "postgres://", 1).replacen("mariadb://", "mysql://", 1);
+    let mut options = ConnectOptions::new(url.clone());
+    options
+        .sqlx_logging(false)
+        .acquire_timeout(Duration::from_secs(5))
+        .connect_timeout(Duration::from_secs(5))
+        .idle_timeout(Duration::from_secs(pool.keep_alive_seconds.max(1)))
+        .test_before_acquire_if_idle_for(Duration::from_secs(10));
+    match known {
+        // One connection, or each would see a database of its own.
+        DbBackend::Sqlite if is_memory(&url) => {
+            options.min_connections(1).max_connections(1).idle_timeout(None).max_lifetime(None);
+        }
+        DbBackend::Sqlite => {
+            options.min_connections(1).max_connections(4);
+        }
+        _ => {
+            options
+                .min_connections(pool.core_pool_size)
+                .max_connections(pool.core_pool_size.max(10));
+        }
+    }
+    #[cfg(feature = "sqlite")]
+    options.map_sqlx_sqlite_opts(|options| {
+        use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
+        // A commit that was acknowledged survives a power cut.
+        options
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(5))
+    });
+    // The server's zone stays what it is: `update_time` of a starter's table is written by it.
+    #[cfg(feature = "mysql")]
+    options.map_sqlx_mysql_opts(|options| options.timezone(None));
+    Database::connect(options).await.map_err(|error| {
+        Error::new(ErrorKind::Store, "the database cannot be reached").with_source(error)
+    })
+}
+
+fn driver(url: &str) -> Option<DbBackend> {
+    match url.split_once(':')?.0 {
+        "sqlite" if cfg!(feature = "sqlite") => Some(DbBackend::Sqlite),
+        "postgres" | "postgresql" if cfg!(feature = "postgres") => Some(DbBackend::Postgres),
+        "mysql" | "mariadb" if cfg!(feature = "mysql") => Some(DbBackend::MySql),
+        _ => None,
+    }
+}
+
+fn is_memory(url: &str) -> bool {
+    url.contains(":memory:")
+        || url.contains("mode=memory")
+        || url == "sqlite:"
+        || url == "sqlite://"
+}
+
+/// A connection beside the pool, with the pool's own settings, so that a busy pool cannot delay it.
+/// It belongs to the tokio runtime that calls this. SQLite in memory has just the one.
+pub(crate) fn sibling(db: &DatabaseConnection) -> DatabaseConnection {
+    #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+    macro_rules! sibling {
+        ($connector:ident, $from:ident, $pool:ident) => {{
+            let options = db.$pool().connect_options();
+            let pool = sea_orm::sqlx::pool::PoolOptions::new()
+                .max_connections(1)
+                .acquire_timeout(Duration::from_secs(5))
+                .connect_lazy_with((*options).clone());
+            sea_orm::$connector::$from(pool)
+        }};
+    }
+    match db.get_database_backend() {
+        #[cfg(feature = "postgres")]
+        DbBackend::Postgres => {
+            sibling!(SqlxPostgresConnector, from_sqlx_postgres_pool, get_postgres_connection_pool)
+        }
+        #[cfg(feature = "mysql")]
+        DbBackend::MySql => {
+            sibling!(SqlxMySqlConnector, from_sqlx_mysql_pool, get_mysql_connection_pool)
+        }
+        #[cfg(feature = "sqlite")]
+        DbBackend::Sqlite => {
+            let options = db.get_sqlite_connection_pool().connect_options();
+            let name = options.get_filename();
+            // A name that no file has: in memory, or shared under a name.
+            if !name.is_file() {
+                return db.clone();
+            }
+            sibling!(SqlxSqliteConnector, from_sqlx_sqlite_pool, get_sqlite_connection_pool)
+        }
+        _ => db.clone(),
+    }
+}

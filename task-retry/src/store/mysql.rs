@@ -1,0 +1,219 @@
+//! What MySQL and MariaDB are asked in their own way: no `returning` for updates, no arrays.
+
+use std::collections::HashMap;
+
+use sea_orm::{
+    ConnectionTrait, DbBackend, DbErr, IsolationLevel, TransactionSession, TransactionTrait,
+};
+
+use super::row::{columns, get, id};
+use super::sql::{OPEN, Sql};
+use super::{Claim, NewRow, Settlement, Store};
+use crate::clock::Millis;
+use crate::{Status, TaskLog, clock};
+
+fn sql(text: &str) -> Sql {
+    Sql::new(DbBackend::MySql, text)
+}
+
+/// Independent of the session's time zone.
+pub(super) fn now() -> Sql {
+    sql("select cast(floor(unix_timestamp(current_timestamp(3)) * 1000) as signed)")
+}
+
+/// Whether locked rows can be skipped: MySQL from 8.0.1, MariaDB from 10.6.
+pub(super) async fn skips_locked(db: &impl ConnectionTrait) -> Result<bool, DbErr> {
+    let row = db.query_one_raw(sql("select cast(version() as char)").build()).await?;
+    let version: String = row.as_ref().map(|row| get(row, 0)).transpose()?.unwrap_or_default();
+    Ok(knows_skip_locked(&version))
+}
+
+fn knows_skip_locked(version: &str) -> bool {
+    let lower = version.to_lowercase();
+    let mut numbers = lower.trim_start_matches("5.5.5-").split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next().and_then(|part| part.parse::<u32>().ok()).unwrap_or(0);
+    let version = (next(), next(), next());
+    if lower.contains("mariadb") { version >= (10, 6, 0) } else { version >= (8, 0, 1) }
+}
+
+/// Fails as a whole if one row meets a unique index: the caller then splits the batch.
+pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis) -> Sql {
+    let mut sql =
+        sql("insert into t_sys_mq_resend_log (id, project_name, source, msg_key, topic, context, \
+         next_send_time, create_time, fence, locked_by, unique_key, task_name, max_retry, \
+         expire_time, trace_context) values ");
+    for (index, row) in rows.iter().enumerate() {
+        sql.push(if index == 0 { "(" } else { ", (" });
+        sql.bind(row.id as u64).push(", ").bind(store.project.as_str()).push(", ");
+        sql.bind(row.source).push(", ").bind(row.msg_key.as_str()).push(", ");
+        sql.bind(row.topic.as_str()).push(", ").bind(row.context.clone()).push(", ");
+        let due = if row.held { store.times.up(row.next) } else { store.times.down(row.next) };
+        sql.bind(due).push(", ").bind(store.times.down(now)).push(", ");
+        sql.bind(row.fence()).push(", ").bind(row.held.then(|| store.worker.clone())).push(", ");
+        sql.bind(row.unique_key.clone()).push(", ").bind(row.task_name.clone()).push(", ");
+        sql.bind(row.max_retry).push(", ").bind(store.times.maybe(row.expire)).push(", ");
+        sql.bind(row.trace.clone()).push(")");
+    }
+    sql
+}
+
+pub(super) fn succeed(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
+    let mut sql =
+        sql("update t_sys_mq_resend_log set status = 3, crash_count = 0, next_send_time = null, \
+         locked_by = null");
+    store.touch(&mut sql, "update_time", now).push(" where ");
+    guard(store, &mut sql, rows.iter().map(|row| (row.id, row.fence)));
+    sql
+}
+
+pub(super) fn settle(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
+    let mut sql = sql("update t_sys_mq_resend_log t join (");
+    for (index, row) in rows.iter().enumerate() {
+        let (id, fence, status) = (row.id as u64, row.fence, row.to.number());
+        let (next, error) = (store.times.maybe(row.next), row.error.clone());
+        if index == 0 {
+            sql.push("select ").bind(id).push(" as id, ").bind(fence).push(" as fence, ");
+            sql.bind(status).push(" as status, ").bind(row.send_count).push(" as send_count, ");
+            // The first row sets the types: without the casts, an untyped null would.
+            sql.push("cast(").bind(next).push(" as datetime(3)) as next, cast(").bind(error);
+            sql.push(" as char(5000)) as error");
+        } else {
+            sql.push(" union all select ").bind(id).push(", ").bind(fence).push(", ");
+            sql.bind(status).push(", ").bind(row.send_count).push(", ").bind(next);
+            sql.push(", ").bind(error);
+        }
+    }
+    sql.push(
+        ") v on t.id = v.id and t.fence = v.fence set t.crash_count = \
+         case when v.status = 3 then 0 else t.crash_count end, t.status = v.status, \
+         t.send_count = v.send_count, t.next_send_time = v.next, \
+         t.last_error = coalesce(v.error, t.last_error), t.locked_by = null",
+    );
+    store.touch(&mut sql, "t.update_time", now).push(" where t.locked_by = ");
+    sql.bind(store.worker.as_str()).push(" and t.").push(OPEN);
+    sql
+}
+
+/// The list of ids finds the rows, the list of pairs checks the fences.
+fn guard(store: &Store, sql: &mut Sql, held: impl Iterator<Item = (i64, i64)> + Clone) {
+    sql.push("id in ").list(held.clone().map(|held| held.0 as u64));
+    sql.push(" and (id, fence) in (");
+    for (index, (id, fence)) in held.enumerate() {
+        sql.push(if index == 0 { "(" } else { ", (" });
+        sql.bind(id as u64).push(", ").bind(fence).push(")");
+    }
+    sql.push(") and locked_by = ").bind(store.worker.as_str()).push(" and ").push(OPEN);
+}
+
+/// Locks what is ours and not locked by others, then renews it.
+pub(super) async fn renew(
+    store: &Store,
+    db: &impl TransactionTrait,
+    held: &[(i64, i64)],
+    until: Millis,
+) -> Result<Vec<i64>, DbErr> {
+    let transaction = db.begin_with_config(Some(IsolationLevel::ReadCommitted), None).await?;
+    let mut sql = sql("select id, fence from t_sys_mq_resend_log where ");
+    guard(store, &mut sql, held.iter().copied());
+    sql.push(" order by id");
+    if !store.optimistic {
+        sql.push(" for update skip locked");
+    }
+    let mut mine = Vec::new();
+    for row in transaction.query_all_raw(sql.build()).await? {
+        mine.push((id(&row, 0, DbBackend::MySql)?, get::<i64>(&row, 1)?));
+    }
+    if !mine.is_empty() {
+        let mut sql = self::sql("update t_sys_mq_resend_log set next_send_time = ");
+        sql.bind(store.times.up(until)).push(" where ");
+        guard(store, &mut sql, mine.iter().copied());
+        transaction.execute_raw(sql.build()).await?;
+    }
+    transaction.commit().await?;
+    Ok(mine.into_iter().map(|held| held.0).collect())
+}
+
+/// Picks due rows and takes them in one short transaction. The update repeats what was read, so that
+/// engines which do not know `skip locked`, or are blind to it, lose speed and never safety.
+pub(super) async fn claim(
+    store: &Store,
+    db: &impl TransactionTrait,
+    claim: &Claim,
+) -> Result<Vec<TaskLog>, DbErr> {
+    let transaction = db.begin_with_config(Some(IsolationLevel::ReadCommitted), None).await?;
+    let mut sql = sql("select ");
+    sql.push(&columns("")).push(" from t_sys_mq_resend_log where ");
+    store.due(&mut sql, claim);
+    if !store.optimistic {
+        sql.push(" for update skip locked");
+    }
+    let rows = transaction.query_all_raw(sql.build()).await?;
+    let mut due = store.decode(&rows)?;
+    if due.is_empty() {
+        transaction.rollback().await?;
+        return Ok(due);
+    }
+    let mut sql = self::sql(
+        "update t_sys_mq_resend_log set fence = fence + 1, crash_count = crash_count + \
+         case when locked_by is null then 0 else 1 end, ",
+    );
+    if claim.ids.is_some() {
+        sql.push("status = case when status in (0, 1) then status else 1 end, ");
+    }
+    sql.push("locked_by = ").bind(store.worker.as_str());
+    sql.push(", next_send_time = ").bind(store.times.up(claim.until));
+    store.touch(&mut sql, "update_time", claim.now);
+    sql.push(" where id in ").list(due.iter().map(|task| task.id.0 as u64));
+    sql.push(" and (id, fence, status) in (");
+    for (index, task) in due.iter().enumerate() {
+        sql.push(if index == 0 { "(" } else { ", (" });
+        sql.bind(task.id.0 as u64).push(", ").bind(task.fence).push(", ");
+        sql.bind(task.status.number()).push(")");
+    }
+    sql.push(")");
+    let taken = transaction.execute_raw(sql.build()).await?.rows_affected();
+    if taken < due.len() as u64 {
+        let fences = mine(store, &transaction, &due).await?;
+        due.retain(|task| fences.get(&task.id.0) == Some(&(task.fence + 1)));
+    }
+    transaction.commit().await?;
+    for task in &mut due {
+        task.crash_count += u32::from(task.locked_by.is_some());
+        task.fence += 1;
+        task.locked_by = Some(store.worker.clone());
+        task.next_send_time = Some(clock::to_datetime(claim.until));
+        if claim.ids.is_some() && !matches!(task.status, Status::Executing | Status::Retrying) {
+            task.status = Status::Retrying;
+        }
+    }
+    Ok(due)
+}
+
+/// The fences of those rows that are held by this process now.
+async fn mine(
+    store: &Store,
+    db: &impl ConnectionTrait,
+    due: &[TaskLog],
+) -> Result<HashMap<i64, i64>, DbErr> {
+    let mut sql = sql("select id, fence from t_sys_mq_resend_log where locked_by = ");
+    sql.bind(store.worker.as_str()).push(" and id in ");
+    sql.list(due.iter().map(|task| task.id.0 as u64));
+    let rows = db.query_all_raw(sql.build()).await?;
+    rows.iter().map(|row| Ok((id(row, 0, DbBackend::MySql)?, get(row, 1)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::knows_skip_locked;
+
+    #[test]
+    fn versions_are_read() {
+        for version in ["10.11.6-MariaDB-0+deb12u1", "8.0.36", "9.7.0", "5.5.5-10.6.3-MariaDB-log"]
+        {
+            assert!(knows_skip_locked(version), "{version}");
+        }
+        for version in ["10.5.9-MariaDB", "5.7.44-log", "8.0.0", ""] {
+            assert!(!knows_skip_locked(version), "{version}");
+        }
+    }
+}

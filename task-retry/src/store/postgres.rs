@@ -1,0 +1,140 @@
+//! What PostgreSQL is asked in its own way: arrays in, `returning` out.
+
+use chrono::{DateTime, Utc};
+use sea_orm::sea_query::ArrayType;
+use sea_orm::{DbBackend, Value};
+
+use super::row::columns;
+use super::sql::{OPEN, Sql};
+use super::{Claim, NewRow, Settlement, Store};
+use crate::clock::{Millis, to_datetime};
+
+fn sql(text: &str) -> Sql {
+    Sql::new(DbBackend::Postgres, text)
+}
+
+pub(super) fn now() -> Sql {
+    sql("select cast(floor(extract(epoch from clock_timestamp()) * 1000) as bigint)")
+}
+
+/// One statement, whatever the number of rows; rows that meet a unique index are left out.
+pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis) -> Sql {
+    let mut sql = sql(
+        "insert into t_sys_mq_resend_log (id, source, msg_key, topic, context, next_send_time, fence, \
+         locked_by, unique_key, task_name, max_retry, expire_time, trace_context, project_name, \
+         create_time, update_time) \
+         select v.*, ",
+    );
+    sql.bind(store.project.as_str()).push(", ");
+    sql.bind(to_datetime(now)).push(", ").bind(to_datetime(now)).push(" from unnest(");
+    sql.bind(bigints(rows.iter().map(|row| row.id))).push("::bigint[], ");
+    sql.bind(ints(rows.iter().map(|row| Some(row.source)))).push("::int[], ");
+    sql.bind(texts(rows.iter().map(|row| Some(row.msg_key.as_str())))).push("::text[], ");
+    sql.bind(texts(rows.iter().map(|row| Some(row.topic.as_str())))).push("::text[], ");
+    sql.bind(texts(rows.iter().map(|row| row.context.as_deref()))).push("::text[], ");
+    sql.bind(times(rows.iter().map(|row| Some(row.next)))).push("::timestamptz[], ");
+    sql.bind(bigints(rows.iter().map(|row| row.fence()))).push("::bigint[], ");
+    sql.bind(texts(rows.iter().map(|row| row.held.then_some(store.worker.as_str()))));
+    sql.push("::text[], ");
+    sql.bind(texts(rows.iter().map(|row| row.unique_key.as_deref()))).push("::text[], ");
+    sql.bind(texts(rows.iter().map(|row| row.task_name.as_deref()))).push("::text[], ");
+    sql.bind(ints(rows.iter().map(|row| row.max_retry))).push("::int[], ");
+    sql.bind(times(rows.iter().map(|row| row.expire))).push("::timestamptz[], ");
+    sql.bind(texts(rows.iter().map(|row| row.trace.as_deref()))).push("::text[]");
+    sql.push(") as v on conflict do nothing returning id");
+    sql
+}
+
+/// Successes, the common case, in a form of their own.
+pub(super) fn succeed(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
+    let mut sql = sql(
+        "update t_sys_mq_resend_log t set status = 3, crash_count = 0, next_send_time = null, \
+         locked_by = null, update_time = ",
+    );
+    sql.bind(to_datetime(now)).push(" from unnest(");
+    sql.bind(bigints(rows.iter().map(|row| row.id))).push("::bigint[], ");
+    sql.bind(bigints(rows.iter().map(|row| row.fence))).push("::bigint[]) as v(id, fence) where ");
+    guard(store, &mut sql);
+    sql
+}
+
+pub(super) fn settle(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
+    let mut sql =
+        sql("update t_sys_mq_resend_log t set status = v.status, send_count = v.send_count, \
+         next_send_time = v.next, last_error = coalesce(v.error, t.last_error), \
+         crash_count = case when v.status = 3 then 0 else t.crash_count end, locked_by = null, \
+         update_time = ");
+    sql.bind(to_datetime(now)).push(" from unnest(");
+    sql.bind(bigints(rows.iter().map(|row| row.id))).push("::bigint[], ");
+    sql.bind(bigints(rows.iter().map(|row| row.fence))).push("::bigint[], ");
+    sql.bind(ints(rows.iter().map(|row| Some(row.to.number().into())))).push("::int[], ");
+    sql.bind(ints(rows.iter().map(|row| Some(row.send_count as i32)))).push("::int[], ");
+    sql.bind(times(rows.iter().map(|row| row.next))).push("::timestamptz[], ");
+    sql.bind(texts(rows.iter().map(|row| row.error.as_deref())));
+    sql.push("::text[]) as v(id, fence, status, send_count, next, error) where ");
+    guard(store, &mut sql);
+    sql
+}
+
+fn guard(store: &Store, sql: &mut Sql) {
+    sql.push("t.id = v.id and t.fence = v.fence and t.locked_by = ");
+    sql.bind(store.worker.as_str()).push(" and t.").push(OPEN).push(" returning t.id");
+}
+
+pub(super) fn renew(store: &Store, held: &[(i64, i64)], until: Millis) -> Sql {
+    let mut sql = sql("with mine as (select t.id from t_sys_mq_resend_log t join unnest(");
+    sql.bind(bigints(held.iter().map(|held| held.0))).push("::bigint[], ");
+    sql.bind(bigints(held.iter().map(|held| held.1))).push("::bigint[]) as v(id, fence) ");
+    sql.push("on t.id = v.id and t.fence = v.fence where t.locked_by = ");
+    sql.bind(store.worker.as_str()).push(" and t.").push(OPEN);
+    sql.push(" order by t.id for update of t skip locked) ");
+    sql.push("update t_sys_mq_resend_log t set next_send_time = ").bind(to_datetime(until));
+    sql.push(" from mine where t.id = mine.id returning t.id");
+    sql
+}
+
+/// Picks due rows and takes them, in one statement. The update repeats what was read, so that safety
+/// does not rest on `skip locked`.
+pub(super) fn claim(store: &Store, claim: &Claim) -> Sql {
+    let mut sql = sql("with due as (select id, fence, status from t_sys_mq_resend_log where ");
+    store.due(&mut sql, claim);
+    if store.optimistic {
+        sql.push(") ");
+    } else {
+        sql.push(" for update skip locked) ");
+    }
+    sql.push(
+        "update t_sys_mq_resend_log t set fence = t.fence + 1, crash_count = t.crash_count + ",
+    );
+    sql.push("case when t.locked_by is null then 0 else 1 end, ");
+    if claim.ids.is_some() {
+        sql.push("status = case when t.status in (0, 1) then t.status else 1 end, ");
+    }
+    sql.push("locked_by = ").bind(store.worker.as_str());
+    sql.push(", next_send_time = ").bind(to_datetime(claim.until));
+    sql.push(", update_time = ").bind(to_datetime(claim.now));
+    sql.push(" from due where t.id = due.id and t.fence = due.fence and t.status = due.status");
+    sql.push(" returning ").push(&columns("t."));
+    sql
+}
+
+fn bigints(values: impl Iterator<Item = i64>) -> Value {
+    array(ArrayType::BigInt, values.map(Value::from))
+}
+
+fn ints(values: impl Iterator<Item = Option<i32>>) -> Value {
+    array(ArrayType::Int, values.map(Value::from))
+}
+
+fn texts<'a>(values: impl Iterator<Item = Option<&'a str>>) -> Value {
+    array(ArrayType::String, values.map(|text| Value::String(text.map(str::to_owned))))
+}
+
+fn times(values: impl Iterator<Item = Option<Millis>>) -> Value {
+    let time = |time: Option<Millis>| Value::from(time.map(to_datetime) as Option<DateTime<Utc>>);
+    array(ArrayType::ChronoDateTimeUtc, values.map(time))
+}
+
+fn array(kind: ArrayType, values: impl Iterator<Item = Value>) -> Value {
+    Value::Array(kind, Some(Box::new(values.collect())))
+}
