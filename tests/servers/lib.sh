@@ -1,0 +1,81 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034,SC2154 # `cache` is for the servers' scripts; `work` and `ports` are tests/run's
+# Sourced by tests/run: what the servers' scripts share.
+#
+# A server NAME is a file NAME.sh beside this one, sourced too, with
+#   NAME_packages          prints the Debian packages that must still be installed
+#   NAME_prepare           gets what apt-get cannot install (optional work; may be empty)
+#   NAME_create DIR PORT   makes the data in DIR and calls `settings`
+#   NAME_url PORT          prints the URL that the tests get as TASK_RETRY_TEST_NAME
+
+cache=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/task-retry
+# Servers live in sbin, which the PATH of ordinary users may lack.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+
+say() { printf 'tests/run: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+is_root() { [[ $(id -u) == 0 ]]; }
+
+# settings DIR READY SIGNAL COMMAND…: how `control` starts and stops the server in DIR. It is ready when its log has a
+# line that matches READY, and ends quickly and cleanly on SIGNAL.
+settings() {
+  local dir=$1 ready=$2 stop_signal=$3 verb
+  local -a command=("${@:4}")
+  printf '%s\n' "$port" >"$dir/port"
+  printf '%s\n' "$url" >"$dir/url"
+  declare -p command ready stop_signal >"$dir/settings"
+  for verb in start stop; do
+    printf '#!/usr/bin/env bash\nexec bash %q %s %q\n' "$work/control" "$verb" "$dir" >"$dir/$verb"
+    chmod +x "$dir/$verb"
+  done
+}
+
+# free_port TAKEN…: prints a port that nothing listens on, below the range that the system hands out by itself.
+free_port() {
+  local port
+  while :; do
+    port=$((21000 + RANDOM % 8000))
+    [[ " $* " == *" $port "* ]] && continue
+    (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || break
+  done
+  printf '%s\n' "$port"
+}
+
+# install_packages PACKAGE…: by apt-get, or a word on how to get them.
+install_packages() {
+  (($# > 0)) || return 0
+  local hint="or run tests/run --sqlite, which needs no server"
+  command -v apt-get >/dev/null || die "not installed: $*, and there is no apt-get here; install it yourself, $hint"
+  is_root || die "not installed: $*; only root can: sudo apt-get install $*; $hint"
+  local started=$SECONDS log=$work/apt.log
+  say "installing $* …"
+  # --no-remove: a database that somebody uses here must not make room for ours.
+  if ! { apt-get -q update &&
+    DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends --no-remove \
+      -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 install "$@"; } </dev/null >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    die "apt-get could not install $*; install it yourself, $hint"
+  fi
+  say "installed $* in $((SECONDS - started)) s"
+}
+
+# start_server NAME: creates and starts one server; run in a job of its own, beside the others.
+start_server() {
+  local name=$1 dir=$work/servers/$1 port=$2 url attempt started=$SECONDS
+  export LC_ALL=C # their messages are read
+  "${name}_prepare"
+  for attempt in 1 2 3; do
+    url=$("${name}_url" "$port")
+    mkdir -p "$dir"
+    "${name}_create" "$dir" "$port"
+    if START_LIMIT=0 "$dir/start"; then
+      say "$name runs on port $port ($((SECONDS - started)) s)"
+      return
+    fi
+    grep -qiE 'address already in use|port.*(is|already) in use' "$dir/log" || break
+    say "port $port was taken meanwhile; $name tries another (attempt $attempt)"
+    rm -rf "$dir"
+    port=$(free_port "${ports[@]}")
+  done
+  die "$name did not start"
+}
