@@ -1,8 +1,6 @@
 //! What PostgreSQL is asked in its own way: arrays in, `returning` out.
 
-use chrono::{DateTime, Utc};
-use sea_orm::sea_query::ArrayType;
-use sea_orm::{DbBackend, Value};
+use sea_orm::DbBackend;
 
 use super::row::columns;
 use super::sql::{OPEN, Sql};
@@ -27,20 +25,20 @@ pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis) -> Sql {
     );
     sql.bind(store.project.as_str()).push(", ");
     sql.bind(to_datetime(now)).push(", ").bind(to_datetime(now)).push(" from unnest(");
-    sql.bind(bigints(rows.iter().map(|row| row.id))).push("::bigint[], ");
-    sql.bind(ints(rows.iter().map(|row| Some(row.source)))).push("::int[], ");
-    sql.bind(texts(rows.iter().map(|row| Some(row.msg_key.as_str())))).push("::text[], ");
-    sql.bind(texts(rows.iter().map(|row| Some(row.topic.as_str())))).push("::text[], ");
-    sql.bind(texts(rows.iter().map(|row| row.context.as_deref()))).push("::text[], ");
-    sql.bind(times(rows.iter().map(|row| Some(row.next)))).push("::timestamptz[], ");
-    sql.bind(bigints(rows.iter().map(|row| row.fence()))).push("::bigint[], ");
+    sql.bind(bigints(rows.iter().map(|row| row.id))).push("::text::bigint[], ");
+    sql.bind(ints(rows.iter().map(|row| Some(row.source)))).push("::text::int[], ");
+    sql.bind(texts(rows.iter().map(|row| Some(row.msg_key.as_str())))).push("::text::text[], ");
+    sql.bind(texts(rows.iter().map(|row| Some(row.topic.as_str())))).push("::text::text[], ");
+    sql.bind(texts(rows.iter().map(|row| row.context.as_deref()))).push("::text::text[], ");
+    sql.bind(times(rows.iter().map(|row| Some(row.next)))).push("::text::timestamptz[], ");
+    sql.bind(bigints(rows.iter().map(|row| row.fence()))).push("::text::bigint[], ");
     sql.bind(texts(rows.iter().map(|row| row.held.then_some(store.worker.as_str()))));
-    sql.push("::text[], ");
-    sql.bind(texts(rows.iter().map(|row| row.unique_key.as_deref()))).push("::text[], ");
-    sql.bind(texts(rows.iter().map(|row| row.task_name.as_deref()))).push("::text[], ");
-    sql.bind(ints(rows.iter().map(|row| row.max_retry))).push("::int[], ");
-    sql.bind(times(rows.iter().map(|row| row.expire))).push("::timestamptz[], ");
-    sql.bind(texts(rows.iter().map(|row| row.trace.as_deref()))).push("::text[]");
+    sql.push("::text::text[], ");
+    sql.bind(texts(rows.iter().map(|row| row.unique_key.as_deref()))).push("::text::text[], ");
+    sql.bind(texts(rows.iter().map(|row| row.task_name.as_deref()))).push("::text::text[], ");
+    sql.bind(ints(rows.iter().map(|row| row.max_retry))).push("::text::int[], ");
+    sql.bind(times(rows.iter().map(|row| row.expire))).push("::text::timestamptz[], ");
+    sql.bind(texts(rows.iter().map(|row| row.trace.as_deref()))).push("::text::text[]");
     sql.push(") as v on conflict do nothing returning id");
     sql
 }
@@ -52,8 +50,9 @@ pub(super) fn succeed(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
          locked_by = null, update_time = ",
     );
     sql.bind(to_datetime(now)).push(" from unnest(");
-    sql.bind(bigints(rows.iter().map(|row| row.id))).push("::bigint[], ");
-    sql.bind(bigints(rows.iter().map(|row| row.fence))).push("::bigint[]) as v(id, fence) where ");
+    sql.bind(bigints(rows.iter().map(|row| row.id))).push("::text::bigint[], ");
+    sql.bind(bigints(rows.iter().map(|row| row.fence)))
+        .push("::text::bigint[]) as v(id, fence) where ");
     guard(store, &mut sql);
     sql
 }
@@ -65,13 +64,13 @@ pub(super) fn settle(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
          crash_count = case when v.status = 3 then 0 else t.crash_count end, locked_by = null, \
          update_time = ");
     sql.bind(to_datetime(now)).push(" from unnest(");
-    sql.bind(bigints(rows.iter().map(|row| row.id))).push("::bigint[], ");
-    sql.bind(bigints(rows.iter().map(|row| row.fence))).push("::bigint[], ");
-    sql.bind(ints(rows.iter().map(|row| Some(row.to.number().into())))).push("::int[], ");
-    sql.bind(ints(rows.iter().map(|row| Some(row.send_count as i32)))).push("::int[], ");
-    sql.bind(times(rows.iter().map(|row| row.next))).push("::timestamptz[], ");
+    sql.bind(bigints(rows.iter().map(|row| row.id))).push("::text::bigint[], ");
+    sql.bind(bigints(rows.iter().map(|row| row.fence))).push("::text::bigint[], ");
+    sql.bind(ints(rows.iter().map(|row| Some(row.to.number().into())))).push("::text::int[], ");
+    sql.bind(ints(rows.iter().map(|row| Some(row.send_count as i32)))).push("::text::int[], ");
+    sql.bind(times(rows.iter().map(|row| row.next))).push("::text::timestamptz[], ");
     sql.bind(texts(rows.iter().map(|row| row.error.as_deref())));
-    sql.push("::text[]) as v(id, fence, status, send_count, next, error) where ");
+    sql.push("::text::text[]) as v(id, fence, status, send_count, next, error) where ");
     guard(store, &mut sql);
     sql
 }
@@ -83,8 +82,8 @@ fn guard(store: &Store, sql: &mut Sql) {
 
 pub(super) fn renew(store: &Store, held: &[(i64, i64)], until: Millis) -> Sql {
     let mut sql = sql("with mine as (select t.id from t_sys_mq_resend_log t join unnest(");
-    sql.bind(bigints(held.iter().map(|held| held.0))).push("::bigint[], ");
-    sql.bind(bigints(held.iter().map(|held| held.1))).push("::bigint[]) as v(id, fence) ");
+    sql.bind(bigints(held.iter().map(|held| held.0))).push("::text::bigint[], ");
+    sql.bind(bigints(held.iter().map(|held| held.1))).push("::text::bigint[]) as v(id, fence) ");
     sql.push("on t.id = v.id and t.fence = v.fence where t.locked_by = ");
     sql.bind(store.worker.as_str()).push(" and t.").push(OPEN);
     sql.push(" order by t.id for update of t skip locked) ");
@@ -118,23 +117,67 @@ pub(super) fn claim(store: &Store, claim: &Claim) -> Sql {
     sql
 }
 
-fn bigints(values: impl Iterator<Item = i64>) -> Value {
-    array(ArrayType::BigInt, values.map(Value::from))
+fn bigints(values: impl Iterator<Item = i64>) -> String {
+    array(values.map(Some), |out, value| out.push_str(&value.to_string()))
 }
 
-fn ints(values: impl Iterator<Item = Option<i32>>) -> Value {
-    array(ArrayType::Int, values.map(Value::from))
+fn ints(values: impl Iterator<Item = Option<i32>>) -> String {
+    array(values, |out, value| out.push_str(&value.to_string()))
 }
 
-fn texts<'a>(values: impl Iterator<Item = Option<&'a str>>) -> Value {
-    array(ArrayType::String, values.map(|text| Value::String(text.map(str::to_owned))))
+fn texts<'a>(values: impl Iterator<Item = Option<&'a str>>) -> String {
+    array(values, quote)
 }
 
-fn times(values: impl Iterator<Item = Option<Millis>>) -> Value {
-    let time = |time: Option<Millis>| Value::from(time.map(to_datetime) as Option<DateTime<Utc>>);
-    array(ArrayType::ChronoDateTimeUtc, values.map(time))
+fn times(values: impl Iterator<Item = Option<Millis>>) -> String {
+    array(values, |out, time| quote(out, &to_datetime(time).format("%F %T%.3f+00").to_string()))
 }
 
-fn array(kind: ArrayType, values: impl Iterator<Item = Value>) -> Value {
-    Value::Array(kind, Some(Box::new(values.collect())))
+/// An array as PostgreSQL reads it from text, since the driver's own arrays cannot hold nulls.
+fn array<T>(values: impl Iterator<Item = Option<T>>, write: impl Fn(&mut String, T)) -> String {
+    let mut out = String::from("{");
+    for (index, value) in values.enumerate() {
+        if index > 0 {
+            out.push(',');
+        }
+        match value {
+            Some(value) => write(&mut out, value),
+            None => out.push_str("null"),
+        }
+    }
+    out.push('}');
+    out
+}
+
+fn quote(out: &mut String, text: &str) {
+    out.reserve(text.len() + 2);
+    out.push('"');
+    for part in text.split_inclusive(['"', '\\']) {
+        match part.char_indices().next_back() {
+            Some((end, last @ ('"' | '\\'))) => {
+                out.push_str(&part[..end]);
+                out.push('\\');
+                out.push(last);
+            }
+            _ => out.push_str(part),
+        }
+    }
+    out.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{bigints, texts, times};
+
+    #[test]
+    fn arrays_are_quoted() {
+        assert_eq!(bigints([1, -2].into_iter()), "{1,-2}");
+        assert_eq!(bigints([].into_iter()), "{}");
+        let hard = [None, Some(""), Some("null"), Some(r#"a "b" \c, {d}"#), Some("\n中")];
+        assert_eq!(
+            texts(hard.into_iter()),
+            "{null,\"\",\"null\",\"a \\\"b\\\" \\\\c, {d}\",\"\n中\"}"
+        );
+        assert_eq!(times([Some(0), None].into_iter()), "{\"1970-01-01 00:00:00.000+00\",null}");
+    }
 }
