@@ -1,0 +1,6 @@
+use task_retry::Source;
+
+#[derive(Source)]
+enum Sources {}
+
+fn main() {}

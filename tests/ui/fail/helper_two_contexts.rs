@@ -1,0 +1,6 @@
+use task_retry::{TaskContext, retryable};
+
+#[retryable(source = 30)]
+async fn send_sms(#[context] _a: &TaskContext, #[context] _b: &TaskContext) {}
+
+fn main() {}

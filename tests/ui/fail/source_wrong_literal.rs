@@ -1,0 +1,9 @@
+use task_retry::retryable;
+
+#[retryable(source = "send_sms")]
+async fn send_sms(_order_id: u64) {}
+
+#[retryable(source = 30.0)]
+async fn charge(_order_id: u64) {}
+
+fn main() {}
