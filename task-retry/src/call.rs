@@ -16,7 +16,7 @@ use crate::clock::{ceil_millis, floor_millis, to_datetime, to_millis};
 use crate::context::{Env, TaskContext};
 use crate::registry::{BoxFuture, Ending, ErrorOf, Handler, Report, ValueOf, encode};
 use crate::runtime::Inner;
-use crate::runtime::execute::{EndKind, Ended, Ready, attempt};
+use crate::runtime::execute::{EndKind, Ended, Inside, Ready, awaited};
 use crate::runtime::held::Hold;
 use crate::runtime::write::{Refusal, Stored};
 use crate::store::{Inserted, NewRow, new_id};
@@ -159,7 +159,7 @@ impl<R: Retryable> Call<R> {
         }
     }
 
-    fn prepare(self) -> Result<(TaskRetry, Insertion)> {
+    pub(crate) fn prepare(self) -> Result<(TaskRetry, Insertion)> {
         let State::Described(description) = self.0 else {
             return Err(Error::new(
                 ErrorKind::Conflict,
@@ -214,6 +214,10 @@ impl<R: Retryable> fmt::Debug for Call<R> {
 pub struct Scheduled<R: Retryable>(Call<R>);
 
 impl<R: Retryable> Scheduled<R> {
+    pub(crate) fn into_inner(self) -> Call<R> {
+        self.0
+    }
+
     /// See [`Call::key`].
     pub fn key(self, key: impl Into<String>) -> Self {
         Self(self.0.key(key))
@@ -285,6 +289,11 @@ impl Insertion {
         };
         let now = row.next <= now;
         Ok(Self { row, handler: handler.clone(), args, now })
+    }
+
+    /// The row, for a transaction.
+    pub(crate) fn into_row(self) -> NewRow {
+        self.row
     }
 
     fn hold(&mut self, inner: &Inner) {
@@ -408,7 +417,10 @@ async fn run<R: Retryable>(call: Call<R>) -> Result<ValueOf<R>, CallError<ErrorO
     let id = TaskId(insertion.row.id);
     let (reply, answer) = oneshot::channel();
     let Insertion { row, handler, args, .. } = insertion;
-    inner.writer.insert(row, Box::new(Await { handler, args, reply })).await;
+    inner
+        .writer
+        .insert(row, Box::new(Await { handler, args, inside: Inside::current(), reply }))
+        .await;
     match answer.await {
         Ok(Answer::Ended(id, ended)) => result::<R>(id, ended, inner),
         Ok(Answer::Refused(refusal)) => Err(match refusal {
@@ -428,17 +440,18 @@ async fn run<R: Retryable>(call: Call<R>) -> Result<ValueOf<R>, CallError<ErrorO
 struct Await {
     handler: Arc<dyn Handler>,
     args: Option<Box<dyn Any + Send>>,
+    inside: Inside,
     reply: oneshot::Sender<Answer>,
 }
 
 impl Stored for Await {
     fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow) {
-        let Self { handler, args, reply } = *self;
+        let Self { handler, args, inside, reply } = *self;
         let id = TaskId(row.id);
         let ready = ready(inner, row, handler, args);
         let inner = inner.clone();
         inner.handle.clone().spawn(async move {
-            let ended = attempt(&inner, ready, true, inner.await_commit).await;
+            let ended = awaited(&inner, ready, inside).await;
             let _ = reply.send(Answer::Ended(id, ended));
         });
     }

@@ -51,6 +51,7 @@
 //! monotonic clock, hold the lease.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod batch;
 mod call;
 mod clock;
 mod config;
@@ -68,6 +69,7 @@ mod strategy;
 mod task;
 mod transition;
 
+pub use crate::batch::{Enqueue, enqueue_all, enqueue_all_in};
 pub use crate::call::{Call, CallError, Cause, CauseKind, Scheduled};
 pub use crate::clock::ManualClock;
 pub use crate::config::{Config, ThreadPoolParam, UtcOffset};

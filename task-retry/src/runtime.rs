@@ -288,6 +288,11 @@ impl TaskRetry {
         }
     }
 
+    /// Whether both are handles of one runtime.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.0.inner
     }

@@ -326,7 +326,7 @@ impl Store {
 
     /// What stood in the way of rows that were not stored. A row that nothing stands in the way of
     /// any more is left out, and told apart by a new try.
-    async fn obstacles<C: ConnectionTrait>(
+    pub(crate) async fn obstacles<C: ConnectionTrait>(
         &self,
         db: &C,
         refused: &[&NewRow],

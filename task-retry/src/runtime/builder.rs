@@ -373,6 +373,7 @@ fn run(inner: &Arc<Inner>) -> Result<()> {
     }
     if inner.job {
         supervised(inner, "claims", claim::run);
+        supervised(inner, "strangers", jobs::strangers);
         supervised(inner, "history", jobs::history);
     }
     info!(

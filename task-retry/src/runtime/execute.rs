@@ -70,6 +70,8 @@ pub(crate) struct Pool {
     state: Mutex<State>,
     /// There is room again.
     pub(crate) room: Notify,
+    /// An awaited attempt of a function with a limit of its own may start.
+    freed: Notify,
     limits: Limits,
 }
 
@@ -107,11 +109,19 @@ struct State {
 struct Line {
     waiting: VecDeque<Ready>,
     running: usize,
+    /// Attempts of awaited calls, which take no place; counted where the function has a limit.
+    awaited: usize,
+}
+
+impl Line {
+    fn attempts(&self) -> usize {
+        self.running + self.awaited
+    }
 }
 
 impl Pool {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { state: Mutex::default(), room: Notify::new(), limits }
+        Self { state: Mutex::default(), room: Notify::new(), freed: Notify::new(), limits }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -138,7 +148,7 @@ impl Pool {
     pub(crate) fn room_for(&self, source: i32, concurrency: Option<usize>) -> Room {
         let state = self.lock();
         let (waiting, running) =
-            state.lines.get(&source).map_or((0, 0), |line| (line.waiting.len(), line.running));
+            state.lines.get(&source).map_or((0, 0), |line| (line.waiting.len(), line.attempts()));
         let most = concurrency.unwrap_or(usize::MAX).min(self.limits.per_source);
         let places = self.limits.places.saturating_sub(state.running);
         let free = most.saturating_sub(running).min(places);
@@ -185,7 +195,7 @@ impl Pool {
             let Some(line) = state.lines.get_mut(&source) else { continue };
             let Some(next) = line.waiting.front() else { continue };
             let most = next.handler.meta().concurrency.unwrap_or(usize::MAX);
-            if line.running >= most.min(self.limits.per_source) {
+            if line.running >= self.limits.per_source || line.attempts() >= most {
                 state.turn.push_back(source);
                 continue;
             }
@@ -214,7 +224,41 @@ impl Pool {
         let next = self.take(&mut state);
         drop(state);
         self.room.notify_one();
+        self.freed.notify_waiters();
         next
+    }
+
+    /// Waits until a function with a limit of its own may run one more awaited attempt.
+    async fn enter(&self, source: i32, limit: usize) {
+        loop {
+            let freed = self.freed.notified();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            {
+                let mut state = self.lock();
+                let line = state.lines.entry(source).or_default();
+                if line.attempts() < limit {
+                    line.awaited += 1;
+                    return;
+                }
+            }
+            freed.await;
+        }
+    }
+
+    /// The end of what [`enter`](Self::enter) let in.
+    fn leave(&self, inner: &Arc<Inner>, source: i32) {
+        let mut state = self.lock();
+        if let Some(line) = state.lines.get_mut(&source) {
+            line.awaited -= 1;
+        }
+        let next = (state.running < self.limits.places).then(|| self.take(&mut state)).flatten();
+        drop(state);
+        self.freed.notify_waiters();
+        if let Some(ready) = next {
+            let inner = inner.clone();
+            inner.handle.clone().spawn(worker(inner, ready));
+        }
     }
 
     /// Takes nothing in any more; returns what has not started.
@@ -260,13 +304,69 @@ async fn worker(inner: Arc<Inner>, first: Ready) {
 async fn work(inner: &Arc<Inner>, mut ready: Ready) {
     let tell = ready.tell.take();
     let wait = tell.is_some() || !inner.write_behind;
-    let ended = attempt(inner, ready, false, wait).await;
+    let inside = Inside::default().and(ready.task.source);
+    let ended = INSIDE.scope(inside, attempt(inner, ready, false, wait)).await;
     if let Some(tell) = tell {
         let _ = tell.send(match (&ended.written, ended.landed) {
             _ if ended.kind == EndKind::Undecodable => Told::Undecodable,
             (Some(written), Some(true)) => Told::Became(written.to),
             _ => Told::Nothing,
         });
+    }
+}
+
+tokio::task_local! {
+    /// The sources of the attempts that this code runs inside of.
+    static INSIDE: Inside;
+}
+
+/// The sources of an attempt and of those that it was called from.
+#[derive(Clone, Default)]
+pub(crate) struct Inside(Arc<Vec<i32>>);
+
+impl Inside {
+    /// Of the code that asks.
+    pub(crate) fn current() -> Self {
+        INSIDE.try_with(Clone::clone).unwrap_or_default()
+    }
+
+    fn and(&self, source: i32) -> Self {
+        if self.0.contains(&source) {
+            return self.clone();
+        }
+        let mut sources = Vec::clone(&self.0);
+        sources.push(source);
+        Self(Arc::new(sources))
+    }
+}
+
+/// The attempt of an awaited call. A function's own limit holds for it, unless the call comes from
+/// inside of an attempt of the same function, which would wait for itself.
+pub(crate) async fn awaited(inner: &Arc<Inner>, ready: Ready, inside: Inside) -> Ended {
+    let source = ready.task.source;
+    let limit = ready.handler.meta().concurrency.filter(|_| !inside.0.contains(&source));
+    let _entered = match limit {
+        Some(limit) => {
+            let hold = ready.hold.clone();
+            // A task that was ended meanwhile does not wait; `attempt` sees why.
+            tokio::select! {
+                () = inner.pool.enter(source, limit) => Some(Entered { inner, source }),
+                _ = hold.stopped() => None,
+            }
+        }
+        None => None,
+    };
+    INSIDE.scope(inside.and(source), attempt(inner, ready, true, inner.await_commit)).await
+}
+
+struct Entered<'a> {
+    inner: &'a Arc<Inner>,
+    source: i32,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.inner.pool.leave(self.inner, self.source);
     }
 }
 

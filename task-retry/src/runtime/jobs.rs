@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::execute::Told;
 use super::{Inner, TaskRetry, claim};
@@ -161,6 +161,28 @@ pub(crate) async fn history(inner: Arc<Inner>) {
             Ok(rows) => info!(rows, "removed history"),
             Err(error) => warn!(%error, "history cannot be removed now; trying again later"),
         }
+    }
+}
+
+/// Warns of unfinished tasks that nothing here can run.
+pub(crate) async fn strangers(inner: Arc<Inner>) {
+    let mut after = i32::MIN;
+    for _ in 0..100 {
+        let (source, name) = match inner.store.next_source(after).await {
+            Ok(Some(found)) => found,
+            Ok(None) => return,
+            Err(error) => return debug!(%error, "sources cannot be looked through"),
+        };
+        if inner.registry.by_source(source).is_none() {
+            warn!(
+                source,
+                name = name.unwrap_or_default(),
+                "there are unfinished tasks of a source that nothing here knows: they wait for a \
+                 program that does; if it is this one, its crate may have been left out by the linker \
+                 (`use jobs as _;` or `.register::<…>()`)"
+            );
+        }
+        after = source;
     }
 }
 

@@ -17,9 +17,9 @@ use crate::store::{Fault, Inserted, NewRow, Settlement, new_id, steadily};
 use crate::{Error, ErrorKind, Status};
 
 /// Most rows of a statement.
-const ROWS: usize = 1000;
+pub(crate) const ROWS: usize = 1000;
 /// Most bytes of a statement, unless one row has more.
-const BYTES: usize = 4 << 20;
+pub(crate) const BYTES: usize = 4 << 20;
 /// Most operations that wait; beyond it callers and workers wait for room.
 const ROOM: usize = 16_384;
 /// How long a lost answer is asked for before a call is told that its fate is uncertain.

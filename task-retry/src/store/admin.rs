@@ -317,6 +317,20 @@ impl Store {
         Ok(self.execute(sql.build()).await?.rows_affected() == 1)
     }
 
+    /// The first source above `after` that has open rows, with the name in one of them. Asked again
+    /// and again, this jumps along the index instead of reading it.
+    pub(crate) async fn next_source(
+        &self,
+        after: i32,
+    ) -> Result<Option<(i32, Option<String>)>, DbErr> {
+        let mut sql = self.sql("select source, task_name from t_sys_mq_resend_log where ");
+        sql.push("project_name = ").bind(self.project.as_str()).push(" and source > ").bind(after);
+        sql.push(" and next_send_time is not null and ").push(OPEN);
+        sql.push(" order by source limit 1");
+        let rows = self.query(sql.build()).await?;
+        rows.first().map(|row| Ok((get(row, 0)?, get(row, 1)?))).transpose()
+    }
+
     /// Deletes up to `most` ended rows that were accepted before `before`.
     ///
     /// Along the time-ordered primary key in tables of ours, along `idx_create_time` in a starter's.
