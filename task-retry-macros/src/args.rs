@@ -1,6 +1,7 @@
 //! Tokens → arguments: what stands in `#[retryable(…)]` and `#[source(…)]`.
 
 use std::fmt::Display;
+use std::ops::Range;
 
 use proc_macro2::{Ident, Literal, TokenStream, TokenTree};
 use quote::{ToTokens, quote};
@@ -25,37 +26,30 @@ pub(crate) struct Arguments {
     pub(crate) store_result: bool,
 }
 
-/// Every argument with a value to show; those of the policy stand on sources, too.
-const OWN: [&str; 8] =
-    ["source", "name", "type", "retry_if", "on_exhausted", "concurrency", "store_result", "crate"];
-const POLICY: [&str; 7] = [
-    "max_retry",
-    "first_execute",
-    "delay_base",
-    "delay_multiplier",
-    "max_delay",
-    "jitter",
-    "timeout",
+/// Every argument and how it is written.
+const KNOWN: [(&str, &str); 15] = [
+    ("source", "source = 30"),
+    ("name", "name = \"send-sms\""),
+    ("type", "type = SendSms"),
+    ("max_retry", "max_retry = 8"),
+    ("first_execute", "first_execute = \"5s\""),
+    ("delay_base", "delay_base = \"10s\""),
+    ("delay_multiplier", "delay_multiplier = 10.0"),
+    ("max_delay", "max_delay = \"1h\""),
+    ("jitter", "jitter = 0.1"),
+    ("timeout", "timeout = \"30s\""),
+    ("retry_if", "retry_if = is_temporary"),
+    ("on_exhausted", "on_exhausted = tell_support"),
+    ("concurrency", "concurrency = 4"),
+    ("store_result", "store_result"),
+    ("crate", "crate = my_crate::task_retry"),
 ];
 
-fn example(name: &str) -> &'static str {
-    match name {
-        "source" => "source = 30",
-        "name" => "name = \"send-sms\"",
-        "type" => "type = SendSms",
-        "max_retry" => "max_retry = 8",
-        "first_execute" => "first_execute = \"5s\"",
-        "delay_base" => "delay_base = \"10s\"",
-        "delay_multiplier" => "delay_multiplier = 10.0",
-        "max_delay" => "max_delay = \"1h\"",
-        "jitter" => "jitter = 0.1",
-        "timeout" => "timeout = \"30s\"",
-        "retry_if" => "retry_if = is_temporary",
-        "on_exhausted" => "on_exhausted = tell_support",
-        "concurrency" => "concurrency = 4",
-        "crate" => "crate = my_crate::task_retry",
-        _ => "store_result",
-    }
+/// Those that stand on sources, too.
+const POLICY: Range<usize> = 3..10;
+
+fn names(known: &[(&'static str, &str)]) -> Vec<&'static str> {
+    known.iter().map(|(name, _)| *name).collect()
 }
 
 impl Arguments {
@@ -107,8 +101,7 @@ impl Arguments {
             }
             name => {
                 if !self.policy.set(argument, errors) {
-                    let known = [&OWN[..3], &POLICY, &OWN[3..]].concat();
-                    errors.push(&argument.name, unknown("argument", name, &known));
+                    errors.push(&argument.name, unknown("argument", name, &names(&KNOWN)));
                 }
             }
         }
@@ -120,13 +113,15 @@ fn is_like_source(token: TokenTree) -> bool {
     matches!(token, TokenTree::Ident(name) if is_near(&name.to_string(), "source"))
 }
 
-/// The retry policy's arguments, which functions and sources share. As tokens: nothing, or the
-/// policy.
+/// The retry policy's arguments, which functions and sources share.
 #[derive(Default)]
 pub(crate) struct Policy(Vec<(Ident, TokenStream)>);
 
 impl Policy {
-    pub(crate) const NAMES: [&str; 7] = POLICY;
+    /// The names of its arguments.
+    pub(crate) fn names() -> Vec<&'static str> {
+        names(&KNOWN[POLICY])
+    }
 
     /// Whether the argument is one of the policy's.
     pub(crate) fn set(&mut self, argument: &Argument, errors: &mut Errors) -> bool {
@@ -231,21 +226,20 @@ pub(crate) fn named(pieces: Vec<Piece>, expected: &str, errors: &mut Errors) -> 
 }
 
 impl Argument {
+    fn example(&self) -> &'static str {
+        KNOWN.iter().find(|(name, _)| self.name == name).map_or("", |(_, example)| example)
+    }
+
     fn wrong(&self, what: impl Display) -> syn::Error {
-        let example = example(&self.name.to_string());
-        let message = format!("`{}` has to be {what}: write `{example}`", self.name);
-        match &self.value {
-            Some(value) => syn::Error::new_spanned(value, message),
-            None => syn::Error::new_spanned(&self.name, message),
-        }
+        let message = format!("`{}` has to be {what}: write `{}`", self.name, self.example());
+        syn::Error::new_spanned(&self.value, message)
     }
 
     fn value(&self) -> syn::Result<&Expr> {
-        let example = example(&self.name.to_string());
-        let missing = || format!("`{}` has no value: write `{example}`", self.name);
-        let value =
-            self.value.as_ref().ok_or_else(|| syn::Error::new_spanned(&self.name, missing()));
-        value.map(bare)
+        self.value.as_ref().map(bare).ok_or_else(|| {
+            let message = format!("`{}` has no value: write `{}`", self.name, self.example());
+            syn::Error::new_spanned(&self.name, message)
+        })
     }
 
     fn literal(&self) -> syn::Result<Option<&Lit>> {

@@ -103,7 +103,7 @@ fn is_number(piece: &Piece) -> bool {
     match piece {
         Piece::Bare(_) => true,
         Piece::Named(argument) => {
-            argument.is_flag() && !Policy::NAMES.iter().any(|name| argument.name == name)
+            argument.is_flag() && !Policy::names().iter().any(|name| argument.name == name)
         }
     }
 }
@@ -118,8 +118,8 @@ struct Source<'a> {
 impl<'a> Source<'a> {
     fn parse(variant: &'a Variant, errors: &mut Errors) -> Self {
         if !matches!(variant.fields, Fields::Unit) {
-            errors
-                .push(variant, format!("a source has no fields: write `{}` alone", variant.ident));
+            let message = format!("a source has no fields: write `{}` alone", variant.ident);
+            errors.push(&variant.fields, message);
         }
         let (numbers, mut others): (Vec<_>, Vec<_>) =
             pieces(&variant.attrs, errors).into_iter().partition(is_number);
@@ -140,7 +140,7 @@ impl<'a> Source<'a> {
         let mut policy = Policy::default();
         for argument in named(others, "`name = value`, such as `max_retry = 8`", errors) {
             if !policy.set(&argument, errors) {
-                let message = unknown("argument", &argument.name.to_string(), &Policy::NAMES);
+                let message = unknown("argument", &argument.name.to_string(), &Policy::names());
                 errors.push(&argument.name, message);
             }
         }
