@@ -29,6 +29,34 @@ create table if not exists t_sys_mq_resend_log (
 ) engine = InnoDB default charset = utf8mb4 collate = utf8mb4_bin row_format = dynamic
   comment = 'tasks and their retries (created by task-retry-migrations)';
 
+create table if not exists t_task_retry_result (
+  task_id bigint unsigned not null comment 'the task',
+  fence bigint not null comment 'fence of the task when it succeeded; with another one this is void',
+  result longtext not null comment 'what the function returned, as JSON',
+  primary key (task_id)
+) engine = InnoDB default charset = utf8mb4 collate = utf8mb4_bin row_format = dynamic
+  comment = 'results of tasks (created by task-retry-migrations)';
+
+create table if not exists t_task_retry_attempt (
+  task_id bigint unsigned not null comment 'the task',
+  fence bigint not null comment 'fence of the attempt',
+  attempt int not null comment 'number of the attempt, from 1',
+  start_time datetime(3) not null comment 'when it started',
+  duration_ms bigint not null comment 'how long it ran, in milliseconds',
+  worker varchar(64) not null comment 'the process that ran it',
+  error text not null comment 'why it failed',
+  primary key (task_id, fence)
+) engine = InnoDB default charset = utf8mb4 collate = utf8mb4_bin row_format = dynamic
+  comment = 'failed attempts of tasks (created by task-retry-migrations)';
+
+create table if not exists t_task_retry_pause (
+  project_name varchar(100) not null comment 'project',
+  source int not null comment 'source of which nothing is run',
+  create_time datetime(3) not null default current_timestamp(3) comment 'since when',
+  primary key (project_name, source)
+) engine = InnoDB default charset = utf8mb4 collate = utf8mb4_bin row_format = dynamic
+  comment = 'paused sources (created by task-retry-migrations)';
+
 -- The migrations are done, unless another table of that name was in the way.
 create table if not exists t_sys_mq_resend_log_migrations (
   version varchar(255) not null primary key,
@@ -40,6 +68,7 @@ select done.version, unix_timestamp()
 from (
   select 'm20261125_000001_create_task_log' as version
   union all select 'm20261125_000002_add_retry_columns'
+  union all select 'm20261125_000003_create_results_attempts_pauses'
 ) as done
 where exists (
   select 1 from information_schema.columns

@@ -31,6 +31,36 @@ create index if not exists idx_task_retry_claim on t_sys_mq_resend_log (project_
 create unique index if not exists uk_task_retry_unique_key on t_sys_mq_resend_log (project_name, source, unique_key) where unique_key is not null;
 create index if not exists idx_task_retry_msg_key on t_sys_mq_resend_log (msg_key) where msg_key <> '';
 
+create table if not exists t_task_retry_result (
+  task_id bigint primary key,
+  fence bigint not null,
+  result text not null
+);
+
+comment on table t_task_retry_result is 'results of tasks (created by task-retry-migrations)';
+
+create table if not exists t_task_retry_attempt (
+  task_id bigint not null,
+  fence bigint not null,
+  attempt integer not null,
+  start_time timestamptz(3) not null,
+  duration_ms bigint not null,
+  worker varchar(64) not null,
+  error text not null,
+  primary key (task_id, fence)
+);
+
+comment on table t_task_retry_attempt is 'failed attempts of tasks (created by task-retry-migrations)';
+
+create table if not exists t_task_retry_pause (
+  project_name varchar(100) not null,
+  source integer not null,
+  create_time timestamptz(3) not null default now(),
+  primary key (project_name, source)
+);
+
+comment on table t_task_retry_pause is 'paused sources (created by task-retry-migrations)';
+
 create table if not exists t_sys_mq_resend_log_migrations (
   version varchar not null primary key,
   applied_at bigint not null
@@ -39,7 +69,8 @@ create table if not exists t_sys_mq_resend_log_migrations (
 insert into t_sys_mq_resend_log_migrations (version, applied_at)
 values
   ('m20261125_000001_create_task_log', extract(epoch from now())::bigint),
-  ('m20261125_000002_add_retry_columns', extract(epoch from now())::bigint)
+  ('m20261125_000002_add_retry_columns', extract(epoch from now())::bigint),
+  ('m20261125_000003_create_results_attempts_pauses', extract(epoch from now())::bigint)
 on conflict do nothing;
 
 commit;

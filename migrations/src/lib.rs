@@ -21,13 +21,15 @@
 //! ```
 //!
 //! # What is done to a database
-//! Two tables are touched: the task table, and `t_sys_mq_resend_log_migrations`, where the applied
-//! migrations are recorded apart from the application's own `seaql_migrations`.
+//! The task table; three small tables of what is kept beside tasks; and
+//! `t_sys_mq_resend_log_migrations`, where the applied migrations are recorded apart from the
+//! application's own `seaql_migrations`.
 //!
 //! | migration | up | down |
 //! | --- | --- | --- |
 //! | `m20261125_000001_create_task_log` | the table with the starter's columns, if there is none | drops the table, if this crate made it |
 //! | `m20261125_000002_add_retry_columns` | nine columns and up to three indexes, each if absent | drops those columns and indexes |
+//! | `m20261125_000003_create_results_attempts_pauses` | `t_task_retry_result`, `t_task_retry_attempt` and `t_task_retry_pause`, each if absent | drops those of them that this crate made |
 //!
 //! A table that the starter made keeps all that it has: its rows, column types and indexes. It is
 //! never dropped either: a table is ours only if it says so itself, by the words `created by
@@ -42,6 +44,7 @@
 
 mod m20261125_000001_create_task_log;
 mod m20261125_000002_add_retry_columns;
+mod m20261125_000003_create_results_attempts_pauses;
 mod migrate;
 mod table;
 
@@ -67,6 +70,7 @@ impl MigratorTrait for Migrator {
         vec![
             Box::new(m20261125_000001_create_task_log::Migration),
             Box::new(m20261125_000002_add_retry_columns::Migration),
+            Box::new(m20261125_000003_create_results_attempts_pauses::Migration),
         ]
     }
 

@@ -11,6 +11,7 @@ use sea_orm_migration::sea_orm::{
 };
 
 use crate::m20261125_000002_add_retry_columns::COLUMNS;
+use crate::m20261125_000003_create_results_attempts_pauses::TABLES;
 use crate::table::{self, Table};
 use crate::{MIGRATION_TABLE, Migrator, TABLE};
 
@@ -163,20 +164,24 @@ async fn is_current(db: &DatabaseConnection) -> Result<bool, DbErr> {
     if !Migrator::migrations().iter().all(|it| applied.iter().any(|name| name == it.name())) {
         return Ok(false);
     }
-    let missing = match Table::read(db).await? {
-        None => "the table itself".to_owned(),
+    let mut missing = match Table::read(db).await? {
+        None => vec!["the table itself"],
         Some(table) => {
-            let missing: Vec<&str> =
-                COLUMNS.iter().map(|it| it.name).filter(|name| !table.has_column(name)).collect();
-            missing.join(", ")
+            COLUMNS.iter().map(|it| it.name).filter(|name| !table.has_column(name)).collect()
         }
     };
+    for table in &TABLES {
+        if table::columns(db, table.name).await?.is_empty() {
+            missing.push(table.name);
+        }
+    }
     if missing.is_empty() {
         return Ok(true);
     }
     Err(DbErr::Migration(format!(
-        "`{MIGRATION_TABLE}` records all migrations as applied, but `{TABLE}` lacks: {missing}; \
-         restore it, or drop `{MIGRATION_TABLE}` and migrate again"
+        "`{MIGRATION_TABLE}` records all migrations as applied, but `{TABLE}` lacks: {}; restore it, \
+         or drop `{MIGRATION_TABLE}` and migrate again",
+        missing.join(", ")
     )))
 }
 

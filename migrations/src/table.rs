@@ -15,7 +15,7 @@ pub(crate) struct Table {
 }
 
 pub(crate) struct Column {
-    name: String,
+    pub(crate) name: String,
     kind: String,
 }
 
@@ -33,7 +33,7 @@ impl Table {
             return Ok(None);
         }
         let indexes = indexes(db).await?;
-        let is_ours = is_ours(db).await?;
+        let is_ours = is_ours(db, TABLE).await?;
         Ok(Some(Table { columns, indexes, is_ours }))
     }
 
@@ -113,7 +113,8 @@ async fn indexes(db: &impl ConnectionTrait) -> Result<Vec<Index>, DbErr> {
     rows.iter().map(index).collect()
 }
 
-async fn is_ours(db: &impl ConnectionTrait) -> Result<bool, DbErr> {
+/// Whether a table is there and says that this crate's migrations or scripts created it.
+pub(crate) async fn is_ours(db: &impl ConnectionTrait, table: &str) -> Result<bool, DbErr> {
     let sql = match db.get_database_backend() {
         DbBackend::MySql => {
             "select cast(table_comment as char) from information_schema.tables
@@ -122,7 +123,7 @@ async fn is_ours(db: &impl ConnectionTrait) -> Result<bool, DbErr> {
         DbBackend::Postgres => "select obj_description(to_regclass($1), 'pg_class')",
         _ => "select sql from sqlite_master where type = 'table' and name = ?",
     };
-    for row in query(db, sql, TABLE).await? {
+    for row in query(db, sql, table).await? {
         let text: Option<String> = row.try_get_by_index(0)?;
         if text.is_some_and(|text| text.contains(MARK)) {
             return Ok(true);

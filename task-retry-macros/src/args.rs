@@ -23,7 +23,7 @@ pub(crate) struct Arguments {
     pub(crate) retry_if: Option<ExprPath>,
     pub(crate) on_exhausted: Option<ExprPath>,
     pub(crate) concurrency: Option<Literal>,
-    pub(crate) store_result: bool,
+    pub(crate) store_result: Option<Ident>,
 }
 
 /// Every argument and how it is written.
@@ -63,7 +63,7 @@ impl Arguments {
             retry_if: None,
             on_exhausted: None,
             concurrency: None,
-            store_result: false,
+            store_result: None,
         };
         let names_source = tokens.clone().into_iter().any(is_like_source);
         let pieces = split(tokens, errors);
@@ -93,7 +93,9 @@ impl Arguments {
             "concurrency" => {
                 self.concurrency = errors.ok(argument.integer(1, i64::from(u32::MAX)));
             }
-            "store_result" => self.store_result = errors.ok(argument.flag()).is_some(),
+            "store_result" => {
+                self.store_result = errors.ok(argument.flag()).map(|()| argument.name.clone());
+            }
             "crate" => {
                 if let Some(path) = errors.ok(argument.path("`task_retry`")) {
                     self.krate = path.into_token_stream();
@@ -352,12 +354,12 @@ fn bare(mut expr: &Expr) -> &Expr {
     }
 }
 
-/// The value of an integer literal; `Err` if it is out of every range or has an odd suffix.
+/// The value of an integer literal, at most `i64::MAX`; `Err` if it has an odd suffix.
 fn integer(expr: &Expr) -> Option<Result<i64, ()>> {
     match bare(expr) {
         Expr::Lit(literal) => match &literal.lit {
             Lit::Int(number) if matches!(number.suffix(), "" | "i32") => {
-                Some(number.base10_parse().map_err(drop))
+                Some(Ok(number.base10_parse().unwrap_or(i64::MAX)))
             }
             Lit::Int(_) => Some(Err(())),
             _ => None,

@@ -48,7 +48,11 @@ impl<'a> Expansion<'a> {
             params,
             krate: &args.krate,
             handle: args.type_name.clone().unwrap_or_else(|| name.clone()),
-            stored: format_ident!("__{}_args", name, span = Span::call_site()),
+            stored: format_ident!(
+                "__{}_args",
+                name,
+                span = Span::call_site().located_at(name.span())
+            ),
             cfgs: function.attrs.iter().filter(|attr| is(attr, &["cfg"])).collect(),
         }
     }
@@ -131,12 +135,11 @@ impl<'a> Expansion<'a> {
             None => ty.to_token_stream(),
         };
         let default = stored.default.then(|| quote!(#[serde(default)]));
-        let has_default = stored.default.then(
-            || quote_spanned!(owned.span()=> let _ = <#owned as ::core::default::Default>::default;),
-        );
+        let has_default = stored
+            .default
+            .then(|| quote_spanned!(owned.span()=> <#owned as ::core::default::Default>::default));
         let check = quote_spanned! {owned.span()=>
-            #krate::__private::argument::<#owned>();
-            #has_default
+            #krate::__private::argument::<#owned>(), #has_default
         };
         let ty = match &stored.borrowed {
             Some(ty) => {
@@ -174,7 +177,7 @@ impl<'a> Expansion<'a> {
             return quote! { type Returned = (); };
         };
         let check = quote_spanned!(ty.span()=> check::<#ty>());
-        let returned = checked(ty, quote! { const fn check<R: #krate::Returned>() {} #check; });
+        let returned = checked(ty, quote!({ const fn check<R: #krate::Returned>() {} #check }));
         quote_spanned!(ty.span()=> type Returned = #returned;)
     }
 
@@ -199,7 +202,7 @@ impl<'a> Expansion<'a> {
                 }
             }),
             args.concurrency.as_ref().map(|limit| quote!(.concurrency(#limit))),
-            args.store_result.then(|| quote!(.store_result())),
+            args.store_result.as_ref().map(|flag| quote!(.#flag())),
         ];
         let options = options.iter().flatten();
         let params = self.params.iter().filter_map(|Param { ident, role, .. }| match role {
@@ -264,12 +267,15 @@ impl<'a> Expansion<'a> {
 /// The type itself, spelled so that rustc takes it for faulty where the check does not compile:
 /// then the check is the one error, and what else uses the type adds none.
 fn checked(ty: impl ToTokens, check: TokenStream) -> TokenStream {
-    quote!(<[#ty; { #check 1 }] as ::core::iter::IntoIterator>::Item)
+    quote!(<[#ty; (1, #check).0] as ::core::iter::IntoIterator>::Item)
 }
 
 /// Shows errors of an expression at the type that it comes from.
 fn at(ty: &Type, expr: TokenStream) -> TokenStream {
-    let place = ty.span();
+    let place = match ty {
+        Type::Reference(reference) => reference.elem.span(),
+        _ => ty.span(),
+    };
     let locate = |mut token: TokenTree| {
         token.set_span(token.span().located_at(place));
         token

@@ -2,8 +2,9 @@
 //! tested by `tests/ui` of the workspace.
 
 use std::str::FromStr as _;
+use std::time::{Duration, Instant};
 
-use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
+use proc_macro2::{Delimiter, Group, Literal, TokenStream, TokenTree};
 use quote::{ToTokens as _, quote};
 
 use crate::{expand, source};
@@ -77,14 +78,12 @@ fn an_expansion_is_two_items_of_one_name_a_struct_of_arguments_and_an_impl() {
         )]
         #[serde(crate = "::task_retry::__private::serde")]
         pub struct __send_sms_args {
-            order_id: <[u64; {
-                ::task_retry::__private::argument::<u64>();
-                1
-            }] as ::core::iter::IntoIterator>::Item,
-            phone: <<<[&'static str; {
-                ::task_retry::__private::argument::<<str as ::std::borrow::ToOwned>::Owned>();
-                1
-            }] as ::core::iter::IntoIterator>::Item as ::core::ops::Deref>::Target
+            order_id: <[u64; (1, ::task_retry::__private::argument::<u64>(),).0]
+                as ::core::iter::IntoIterator>::Item,
+            phone: <<<[
+                &'static str;
+                (1, ::task_retry::__private::argument::<<str as ::std::borrow::ToOwned>::Owned>(),).0
+            ] as ::core::iter::IntoIterator>::Item as ::core::ops::Deref>::Target
                 as ::std::borrow::ToOwned>::Owned
         }
 
@@ -104,11 +103,13 @@ fn an_expansion_is_two_items_of_one_name_a_struct_of_arguments_and_an_impl() {
         const _: () = {
             impl ::task_retry::Retryable for send_sms {
                 type Args = __send_sms_args;
-                type Returned = <[Result<Receipt, SmsError>; {
-                    const fn check<R: ::task_retry::Returned>() {}
-                    check::<Result<Receipt, SmsError>>();
-                    1
-                }] as ::core::iter::IntoIterator>::Item;
+                type Returned = <[
+                    Result<Receipt, SmsError>;
+                    (1, {
+                        const fn check<R: ::task_retry::Returned>() {}
+                        check::<Result<Receipt, SmsError>>()
+                    }).0
+                ] as ::core::iter::IntoIterator>::Item;
                 fn spec() -> ::task_retry::__private::Spec<Self> {
                     ::task_retry::__private::Spec::new(
                         "send_sms",
@@ -173,7 +174,7 @@ fn every_argument_arrives() {
         quote!(fn send_sms(r#type: String) -> crate::again::Call<SendSms>),
         quote!(#[serde(crate = "crate::again::__private::serde")]),
         quote!(#[serde(default)] r#type: ),
-        quote!(let _ = <String as ::core::default::Default>::default;),
+        quote!(::argument::<String>(), <String as ::core::default::Default>::default),
         quote!(impl crate::again::Retryable for SendSms),
         quote!("x", 30, ::core::file!(), ::core::line!()),
         quote! {
@@ -399,7 +400,23 @@ impl Soup {
         (self.seed >> 33) as usize % end
     }
 
+    fn literal(&mut self) -> Literal {
+        let pieces =
+            ["1", "30", "9e9", ".", "-", "ms", "s", "m", "h", "d", "e", " ", "\0", "\"", "é", "１"];
+        let text: String = (0..self.below(6)).map(|_| pieces[self.below(pieces.len())]).collect();
+        match self.below(6) {
+            0 => Literal::byte_string(text.as_bytes()),
+            1 => Literal::u128_unsuffixed(u128::MAX >> self.below(128)),
+            2 => Literal::f64_unsuffixed(f64::MAX / 10_f64.powi(self.below(400) as i32)),
+            3 => Literal::string(&text.repeat(200)),
+            _ => Literal::string(&text),
+        }
+    }
+
     fn token(&mut self, depth: usize) -> TokenTree {
+        if self.below(16) == 0 {
+            return self.literal().into();
+        }
         if depth > 0 && self.below(4) == 0 {
             let delimiters =
                 [Delimiter::Parenthesis, Delimiter::Bracket, Delimiter::Brace, Delimiter::None];
@@ -447,7 +464,14 @@ fn no_tokens_make_the_macros_panic() {
     };
     let mut soup = Soup::new(1);
     let mut valid = 0;
-    for _ in 0..2_000 {
+    // `TASK_RETRY_FUZZ_SECONDS=60` goes on for longer.
+    let seconds =
+        std::env::var("TASK_RETRY_FUZZ_SECONDS").map_or(0.0, |text| text.parse().unwrap());
+    let (began, time) = (Instant::now(), Duration::from_secs_f64(seconds));
+    for round in 0.. {
+        if round >= 2_000 && began.elapsed() >= time {
+            break;
+        }
         expand::retryable(soup.tokens(3), soup.tokens(3));
         source::derive(soup.tokens(3));
         source::derive(soup.spoil(sources.clone()));

@@ -7,7 +7,7 @@ use sea_orm::{ConnectionTrait, DbErr, TransactionTrait};
 use crate::call::{Call, Insertion, Scheduled};
 use crate::runtime::Inner;
 use crate::runtime::write::{BYTES, Backoff, ROWS};
-use crate::store::{Fault, Inserted, NewRow, new_id, steadily};
+use crate::store::{ANSWER, Fault, Inserted, NewRow, in_time, steadily};
 use crate::{Enqueued, Error, ErrorKind, Result, Retryable, TaskId, TaskRetry};
 
 /// How long a lost commit is asked for.
@@ -53,7 +53,7 @@ impl<R: Retryable> Enqueue for Scheduled<R> {
 ///
 /// Dropping the future stores nothing, unless the commit was sent already.
 ///
-/// ```
+/// ```standalone_crate
 /// # use task_retry::{TaskRetry, enqueue_all, retryable};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -74,13 +74,15 @@ impl<R: Retryable> Enqueue for Scheduled<R> {
 ///
 /// # Errors
 /// As for [`Call::enqueue`]; nothing is stored then, except with `Uncertain`.
-pub async fn enqueue_all<C: Enqueue>(calls: impl IntoIterator<Item = C>) -> Result<Vec<Enqueued>> {
+pub async fn enqueue_all<C: Enqueue>(
+    calls: impl IntoIterator<Item = C>,
+) -> Result<Vec<Enqueued<C::Function>>> {
     let Some((retry, mut rows)) = prepare(calls)? else { return Ok(Vec::new()) };
     let inner = retry.open()?;
     let stored = store_all(inner, &mut rows).await?;
     wake(inner, &rows);
     inner.others.notify_one();
-    Ok(stored)
+    Ok(stored.into_iter().map(Enqueued::typed).collect())
 }
 
 /// Stores many calls by a transaction of the caller's, as [`enqueue_all`] and [`Call::enqueue_in`] do.
@@ -90,7 +92,7 @@ pub async fn enqueue_all<C: Enqueue>(calls: impl IntoIterator<Item = C>) -> Resu
 pub async fn enqueue_all_in<C: Enqueue, T: ConnectionTrait>(
     transaction: &T,
     calls: impl IntoIterator<Item = C>,
-) -> Result<Vec<Enqueued>> {
+) -> Result<Vec<Enqueued<C::Function>>> {
     let Some((retry, mut rows)) = prepare(calls)? else { return Ok(Vec::new()) };
     let inner = retry.open()?;
     inner.store.same_backend(transaction)?;
@@ -98,7 +100,7 @@ pub async fn enqueue_all_in<C: Enqueue, T: ConnectionTrait>(
         return Err(Error::new(ErrorKind::Conflict, "an id was taken: try again"));
     };
     wake(inner, &rows);
-    Ok(stored)
+    Ok(stored.into_iter().map(Enqueued::typed).collect())
 }
 
 fn prepare<C: Enqueue>(
@@ -138,10 +140,11 @@ async fn store_all(inner: &Inner, rows: &mut [NewRow]) -> Result<Vec<Enqueued>> 
             Ok(stored) => return Ok(stored),
             Err(error) => error,
         };
-        match Fault::of(&error) {
+        let fault = Fault::of(&error);
+        lost |= fault == Fault::Lost;
+        match fault {
             Fault::Repeat if repeats < 20 => repeats += 1,
-            Fault::Lost if Instant::now() < until => lost = true,
-            Fault::Unsent if lost && Instant::now() < until => {}
+            Fault::Lost | Fault::Unsent if lost && Instant::now() < until => {}
             _ if lost => {
                 let what =
                     "the connection was lost in the commit, and the database cannot be asked";
@@ -154,10 +157,11 @@ async fn store_all(inner: &Inner, rows: &mut [NewRow]) -> Result<Vec<Enqueued>> 
 }
 
 async fn try_all(inner: &Inner, rows: &mut [NewRow], lost: bool) -> Result<Vec<Enqueued>, DbErr> {
-    let transaction = inner.store.db.begin().await?;
-    match insert_all(inner, &transaction, rows, lost).await {
+    let transaction = in_time(ANSWER, inner.store.db.pool().begin()).await?;
+    let limit = ANSWER * (rows.len() / ROWS + 1) as u32;
+    match in_time(limit, insert_all(inner, &transaction, rows, lost)).await {
         Ok(Some(stored)) => {
-            transaction.commit().await?;
+            in_time(ANSWER, transaction.commit()).await?;
             Ok(stored)
         }
         // The lost commit had taken effect, and what it stored is all of it.
@@ -168,7 +172,7 @@ async fn try_all(inner: &Inner, rows: &mut [NewRow], lost: bool) -> Result<Vec<E
         }
         Err(error) => {
             // Best effort: a transaction that is dropped is rolled back too.
-            let _ = transaction.rollback().await;
+            let _ = in_time(ANSWER, transaction.rollback()).await;
             Err(error)
         }
     }
@@ -184,8 +188,8 @@ async fn found(inner: &Inner, ids: &[i64], rows: &[NewRow]) -> Result<Vec<Enqueu
         let taken = inner.store.obstacles(&inner.store.db, &refused).await?;
         for row in rows {
             stored.push(match taken.get(&row.id) {
-                Some(Inserted::Duplicate(id, _)) => Enqueued { id: *id, is_new: false },
-                _ => Enqueued { id: TaskId(row.id), is_new: true },
+                Some(Inserted::Duplicate(id, _)) => Enqueued::new(inner, *id, false),
+                _ => Enqueued::new(inner, TaskId(row.id), true),
             });
         }
     }
@@ -220,8 +224,8 @@ async fn insert_all<C: ConnectionTrait>(
         for (offset, inserted) in inserted.into_iter().enumerate() {
             let row = &mut rows[start + offset];
             stored.push(match inserted {
-                Inserted::Stored => Enqueued { id: TaskId(row.id), is_new: true },
-                Inserted::Duplicate(id, _) if id.0 != row.id => Enqueued { id, is_new: false },
+                Inserted::Stored => Enqueued::new(inner, TaskId(row.id), true),
+                Inserted::Duplicate(id, _) if id.0 != row.id => Enqueued::new(inner, id, false),
                 _ if lost => return Ok(None),
                 _ => insert_anew(inner, db, row).await?,
             });
@@ -239,10 +243,10 @@ async fn insert_anew<C: ConnectionTrait>(
 ) -> Result<Enqueued, DbErr> {
     for _ in 0..5 {
         let now = inner.clock.now();
-        row.id = new_id(now);
+        row.id = inner.clock.new_id();
         match inner.store.insert(db, std::slice::from_ref(row), now).await?[..] {
-            [Inserted::Stored] => return Ok(Enqueued { id: TaskId(row.id), is_new: true }),
-            [Inserted::Duplicate(id, _)] => return Ok(Enqueued { id, is_new: false }),
+            [Inserted::Stored] => return Ok(Enqueued::new(inner, TaskId(row.id), true)),
+            [Inserted::Duplicate(id, _)] => return Ok(Enqueued::new(inner, id, false)),
             _ => {}
         }
     }

@@ -14,13 +14,15 @@ use tokio::sync::oneshot;
 
 use crate::clock::{ceil_millis, floor_millis, to_datetime, to_millis};
 use crate::context::{Env, TaskContext};
+use crate::enqueued::value_of_earlier;
 use crate::registry::{BoxFuture, Ending, ErrorOf, Handler, Report, ValueOf, encode};
-use crate::runtime::Inner;
-use crate::runtime::execute::{EndKind, Ended, Inside, Ready, awaited};
+use crate::runtime::execute::{EndKind, Ended, Inside, Ready, awaited, paused};
 use crate::runtime::held::Hold;
 use crate::runtime::write::{Refusal, Stored};
-use crate::store::{Inserted, NewRow, new_id};
+use crate::runtime::{Inner, pauses};
+use crate::store::{Inserted, NewRow};
 use crate::task::{Due, Options};
+use crate::transition::Transition;
 use crate::{Enqueued, Error, ErrorKind, Result, Retryable, Status, TaskId, TaskRetry};
 
 /// A call of a `#[retryable]` function.
@@ -29,7 +31,7 @@ use crate::{Enqueued, Error, ErrorKind, Result, Retryable, Status, TaskId, TaskR
 /// task of its own, and gives the function's own value. Dropping it after the first poll does not
 /// abandon the attempt; dropping it before leaves nothing.
 ///
-/// ```
+/// ```standalone_crate
 /// # use task_retry::{retryable, TaskRetry};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -81,7 +83,8 @@ impl<R: Retryable> Call<R> {
 
     /// A key of which this project and source have at most one task while its row exists: a second
     /// call with it is answered with [`CallError::Duplicate`], a second `enqueue` with
-    /// [`Enqueued::is_new`] `false`. Cancelling a task frees its key, removing its history too.
+    /// [`Enqueued::is_new`] `false`. With `store_result`, a call whose key a succeeded task has is
+    /// answered with the value of that task. Cancelling a task frees its key, removing its history too.
     ///
     /// 1 to 191 characters, not ending with white space; case counts.
     pub fn key(self, key: impl Into<String>) -> Self {
@@ -103,6 +106,14 @@ impl<R: Retryable> Call<R> {
     /// Given up (status 2) instead of run once this time has passed.
     pub fn expires_in(self, time: Duration) -> Self {
         self.describe(|call| call.options.expires_in = Some(time))
+    }
+
+    /// The span of the caller as a W3C `traceparent` of version 00, such as
+    /// `00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01`, instead of the one that the
+    /// [`Propagator`](crate::Propagator) finds. It is stored, and each attempt's span links to it.
+    pub fn trace_context(self, traceparent: impl Into<String>) -> Self {
+        let traceparent = traceparent.into();
+        self.describe(|call| call.options.trace_context = Some(traceparent))
     }
 
     /// The runtime to use instead of [`TaskRetry::current`].
@@ -129,9 +140,9 @@ impl<R: Retryable> Call<R> {
     /// `NotStarted`, `Closed` or `Registry` if no runtime can run it; `Context` if its arguments or
     /// its key cannot be stored; `Store` if the database refuses; `Uncertain` if the connection died
     /// in the commit and the database cannot be asked.
-    pub async fn enqueue(self) -> Result<Enqueued> {
+    pub async fn enqueue(self) -> Result<Enqueued<R>> {
         let (retry, prepared) = self.prepare()?;
-        enqueue(retry.open()?, prepared).await
+        enqueue(retry.open()?, prepared).await.map(Enqueued::typed)
     }
 
     /// Stores it by a transaction of the caller's in the same database: it exists only if the
@@ -142,9 +153,9 @@ impl<R: Retryable> Call<R> {
     /// # Errors
     /// As for [`enqueue`](Self::enqueue); `Config` if the connection is to another kind of database.
     /// After `Store` on PostgreSQL the transaction is aborted, as after any failed statement.
-    pub async fn enqueue_in<C: ConnectionTrait>(self, transaction: &C) -> Result<Enqueued> {
+    pub async fn enqueue_in<C: ConnectionTrait>(self, transaction: &C) -> Result<Enqueued<R>> {
         let (retry, prepared) = self.prepare()?;
-        enqueue_in(retry.open()?, transaction, prepared).await
+        enqueue_in(retry.open()?, transaction, prepared).await.map(Enqueued::typed)
     }
 
     /// Awaits it, for callers to whom "will be retried" is fine: that becomes `Ok(None)`.
@@ -156,6 +167,15 @@ impl<R: Retryable> Call<R> {
             Ok(value) => Ok(Some(value)),
             Err(CallError::Deferred { .. }) => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// The arguments as JSON.
+    #[cfg(feature = "testing")]
+    pub(crate) fn into_context(self) -> Result<String> {
+        match self.0 {
+            State::Described(description) => description.encoded.map(|(context, _)| context),
+            _ => Err(Error::new(ErrorKind::Conflict, "this call was polled already")),
         }
     }
 
@@ -238,6 +258,11 @@ impl<R: Retryable> Scheduled<R> {
         Self(self.0.expires_in(time))
     }
 
+    /// See [`Call::trace_context`].
+    pub fn trace_context(self, traceparent: impl Into<String>) -> Self {
+        Self(self.0.trace_context(traceparent))
+    }
+
     /// See [`Call::on`].
     pub fn on(self, retry: &TaskRetry) -> Self {
         Self(self.0.on(retry))
@@ -247,7 +272,7 @@ impl<R: Retryable> Scheduled<R> {
     ///
     /// # Errors
     /// As there.
-    pub async fn enqueue(self) -> Result<Enqueued> {
+    pub async fn enqueue(self) -> Result<Enqueued<R>> {
         self.0.enqueue().await
     }
 
@@ -255,7 +280,7 @@ impl<R: Retryable> Scheduled<R> {
     ///
     /// # Errors
     /// As there.
-    pub async fn enqueue_in<C: ConnectionTrait>(self, transaction: &C) -> Result<Enqueued> {
+    pub async fn enqueue_in<C: ConnectionTrait>(self, transaction: &C) -> Result<Enqueued<R>> {
         self.0.enqueue_in(transaction).await
     }
 }
@@ -278,7 +303,10 @@ impl Insertion {
         args: Option<Box<dyn Any + Send>>,
     ) -> Result<Self> {
         let now = inner.clock.now();
-        let mut row = inner.store.row(new_id(now), handler.meta().source, options, context)?;
+        let source = handler.meta().source;
+        let context = inner.seal(source, context)?;
+        let mut row = inner.store.row(inner.clock.new_id(), source, options, context)?;
+        row.trace = inner.trace.of_caller(options.trace_context.as_deref())?;
         row.task_name = Some(handler.meta().name.clone());
         row.expire = options.expires_in.map(|time| now.saturating_add(floor_millis(time)));
         // What is due in the past is due now: nobody looks for it further back.
@@ -313,11 +341,12 @@ fn ready(
     inner.held.add(hold.clone());
     let store = &inner.store;
     let task = Arc::new(row.into_log(&store.project, &store.worker, inner.clock.now()));
-    Ready { task, hold, handler, args, tell: None }
+    Ready { task, hold, handler, args, tell: None, by_id: false }
 }
 
 pub(crate) async fn enqueue(inner: &Arc<Inner>, mut insertion: Insertion) -> Result<Enqueued> {
-    let promised = inner.job && insertion.now && inner.pool.promise();
+    let runs = inner.job && insertion.now && !inner.pauses.is_paused(insertion.row.source);
+    let promised = runs && inner.pool.promise();
     if promised {
         insertion.hold(inner);
     }
@@ -358,7 +387,7 @@ impl Stored for Enqueue {
                 inner.others.notify_one();
             }
         }
-        let _ = self.reply.send(Ok(Enqueued { id, is_new: true }));
+        let _ = self.reply.send(Ok(Enqueued::new(inner, id, true)));
     }
 
     fn refused(self: Box<Self>, refusal: Refusal) {
@@ -366,7 +395,7 @@ impl Stored for Enqueue {
             self.inner.pool.break_promise();
         }
         let _ = self.reply.send(match refusal {
-            Refusal::Duplicate(id, _) => Ok(Enqueued { id, is_new: false }),
+            Refusal::Duplicate(id, _) => Ok(Enqueued::new(&self.inner, id, false)),
             Refusal::Rejected(error) | Refusal::Uncertain(_, error) => Err(error),
         });
     }
@@ -385,12 +414,12 @@ async fn enqueue_in<C: ConnectionTrait>(
         let inserted = inner.store.insert(transaction, std::slice::from_ref(&row), now).await?;
         match inserted[..] {
             [Inserted::Duplicate(id, _)] if id.0 != row.id => {
-                return Ok(Enqueued { id, is_new: false });
+                return Ok(Enqueued::new(inner, id, false));
             }
-            [Inserted::IdTaken] => row.id = new_id(now),
+            [Inserted::IdTaken] => row.id = inner.clock.new_id(),
             _ => {
                 inner.wake.due_at(row.next);
-                return Ok(Enqueued { id: TaskId(row.id), is_new: true });
+                return Ok(Enqueued::new(inner, TaskId(row.id), true));
             }
         }
     }
@@ -413,7 +442,10 @@ async fn run<R: Retryable>(call: Call<R>) -> Result<ValueOf<R>, CallError<ErrorO
     };
     let (retry, mut insertion) = call.prepare().map_err(CallError::Rejected)?;
     let inner = retry.open().map_err(CallError::Rejected)?;
-    insertion.hold(inner);
+    pauses::look(inner).await;
+    if !inner.pauses.is_paused(insertion.row.source) {
+        insertion.hold(inner);
+    }
     let id = TaskId(insertion.row.id);
     let (reply, answer) = oneshot::channel();
     let Insertion { row, handler, args, .. } = insertion;
@@ -423,6 +455,10 @@ async fn run<R: Retryable>(call: Call<R>) -> Result<ValueOf<R>, CallError<ErrorO
         .await;
     match answer.await {
         Ok(Answer::Ended(id, ended)) => result::<R>(id, ended, inner),
+        Ok(Answer::Refused(Refusal::Duplicate(id, status @ Status::Succeeded))) => {
+            let value = value_of_earlier::<R>(inner, id).await;
+            value.ok_or(CallError::Duplicate { id, status })
+        }
         Ok(Answer::Refused(refusal)) => Err(match refusal {
             Refusal::Duplicate(id, status) => CallError::Duplicate { id, status },
             Refusal::Rejected(error) => CallError::Rejected(error),
@@ -448,6 +484,10 @@ impl Stored for Await {
     fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow) {
         let Self { handler, args, inside, reply } = *self;
         let id = TaskId(row.id);
+        if !row.held {
+            let _ = reply.send(Answer::Ended(id, left_alone(&handler, &row)));
+            return;
+        }
         let ready = ready(inner, row, handler, args);
         let inner = inner.clone();
         inner.handle.clone().spawn(async move {
@@ -458,6 +498,18 @@ impl Stored for Await {
 
     fn refused(self: Box<Self>, refusal: Refusal) {
         let _ = self.reply.send(Answer::Refused(refusal));
+    }
+}
+
+/// What an awaited call hears whose source is paused: it is stored, and waits to be claimed.
+fn left_alone(handler: &Arc<dyn Handler>, row: &NewRow) -> Ended {
+    let written =
+        Transition { to: Status::Executing, send_count: 0, next: Some(row.next), error: None };
+    Ended {
+        error: Some(paused(handler)),
+        written: Some(written),
+        landed: Some(true),
+        ..Ended::new(EndKind::Failed(CauseKind::Interrupted))
     }
 }
 
@@ -539,7 +591,7 @@ async fn run_bare<R: Retryable>(
     let context = TaskContext::attached(task, retry.clone(), Arc::default());
     let env = Env { context, states: inner.states.clone() };
     let report = retry.scope(handler.run(env, Some(Box::new(args)), true)).await;
-    let Report::Ended { ending, value } = report else {
+    let Report::Ended { ending, value, .. } = report else {
         return Err(CallError::Rejected(Error::new(ErrorKind::Context, "the arguments were lost")));
     };
     let text = match ending {
@@ -572,11 +624,17 @@ pub enum CauseKind {
     Panicked,
     /// It ran longer than its `timeout`.
     TimedOut,
-    /// It was stopped, by a shutdown for instance, or a transaction was rolled back.
+    /// It was stopped, by a shutdown for instance, its source is paused, or a transaction was rolled
+    /// back.
     Interrupted,
 }
 
 impl<E> Cause<E> {
+    /// A cause of which only a text is left.
+    pub(crate) fn told(kind: CauseKind, text: String) -> Self {
+        Self { kind, error: None, text }
+    }
+
     /// What happened.
     pub fn kind(&self) -> CauseKind {
         self.kind
@@ -646,6 +704,14 @@ pub enum CallError<E> {
         /// What the database said.
         error: Error,
     },
+    /// The task was waited for, and there is no value to give; see
+    /// [`Enqueued::wait`](Enqueued::wait).
+    NoValue {
+        /// The task.
+        id: TaskId,
+        /// Why there is none.
+        error: Error,
+    },
     /// Nothing was stored and nothing ran.
     Rejected(Error),
 }
@@ -658,7 +724,8 @@ impl<E> CallError<E> {
             | Self::Failed { id, .. }
             | Self::Duplicate { id, .. }
             | Self::Superseded { id }
-            | Self::Uncertain { id, .. } => Some(*id),
+            | Self::Uncertain { id, .. }
+            | Self::NoValue { id, .. } => Some(*id),
             Self::Rejected(_) => None,
         }
     }
@@ -687,6 +754,7 @@ impl<E> fmt::Display for CallError<E> {
             Self::Uncertain { id, error } => {
                 write!(f, "it is uncertain what became of task {id}: {error}")
             }
+            Self::NoValue { id, error } => write!(f, "there is no value of task {id}: {error}"),
             Self::Rejected(error) => write!(f, "nothing was stored and nothing ran: {error}"),
         }
     }
@@ -700,6 +768,7 @@ impl<E> fmt::Debug for CallError<E> {
             Self::Duplicate { .. } => "Duplicate",
             Self::Superseded { .. } => "Superseded",
             Self::Uncertain { .. } => "Uncertain",
+            Self::NoValue { .. } => "NoValue",
             Self::Rejected(_) => "Rejected",
         };
         write!(f, "{name}({self})")

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use chrono::{DateTime, Utc};
 use tokio::sync::watch;
 
+use crate::store::next_id;
+
 /// Milliseconds since 1970 in UTC: the unit of every time inside the runtime.
 pub(crate) type Millis = i64;
 
@@ -33,13 +35,17 @@ pub struct ManualClock(Arc<Manual>);
 struct Manual {
     now: AtomicI64,
     moved: watch::Sender<()>,
+    /// Of the tasks of this clock, so that their ids are in the order of their making, however other
+    /// clocks of the process stand.
+    last_id: AtomicI64,
 }
 
 impl ManualClock {
     /// A clock that shows this time.
     pub fn new(now: DateTime<Utc>) -> Self {
         let now = AtomicI64::new(now.timestamp_millis());
-        Self(Arc::new(Manual { now, moved: watch::Sender::new(()) }))
+        let moved = watch::Sender::new(());
+        Self(Arc::new(Manual { now, moved, last_id: AtomicI64::new(0) }))
     }
 
     /// The time that it shows.
@@ -89,6 +95,15 @@ impl Clock {
                 let anchor = *anchor.read().unwrap_or_else(PoisonError::into_inner);
                 anchor.reading + floor_millis(anchor.monotonic.elapsed())
             }
+        }
+    }
+
+    /// An id for a task that is made now.
+    pub(crate) fn new_id(&self) -> i64 {
+        static LAST: AtomicI64 = AtomicI64::new(0);
+        match self {
+            Self::Manual(clock) => next_id(&clock.0.last_id, self.now()),
+            Self::Database(_) => next_id(&LAST, self.now()),
         }
     }
 

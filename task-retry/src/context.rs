@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sea_orm::ConnectionTrait;
+use serde::Serialize;
 
 use crate::runtime::Inner;
 use crate::{Error, ErrorKind, Result, TaskId, TaskLog, TaskRetry};
@@ -51,6 +52,11 @@ impl TaskContext {
         &self.task
     }
 
+    #[cfg(feature = "testing")]
+    pub(crate) fn runtime(&self) -> Option<&TaskRetry> {
+        self.runtime.as_ref().map(|attached| &attached.runtime)
+    }
+
     /// Marks the task as succeeded inside a transaction of the caller's, in the same database: what
     /// the transaction writes and the task's success are committed together or not at all.
     ///
@@ -59,8 +65,45 @@ impl TaskContext {
     ///
     /// # Errors
     /// `Conflict` if this attempt no longer holds its task (its lease was lost, or the task was
-    /// cancelled or completed elsewhere): roll the transaction back. `Store` if the database refused.
+    /// cancelled or completed elsewhere), or if the function has `store_result` and so needs
+    /// [`complete_in_with`](Self::complete_in_with): roll the transaction back. `Store` if the
+    /// database refused.
     pub async fn complete_in<C: ConnectionTrait>(&self, transaction: &C) -> Result<()> {
+        let stores = |attached: &Attached| {
+            let handler = attached.runtime.inner().registry.by_source(self.task.source);
+            handler.is_some_and(|handler| handler.meta().store_result)
+        };
+        if self.runtime.as_ref().is_some_and(stores) {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                "the function keeps what it returns (`store_result`), and a success cannot be written \
+                 without its value: use `complete_in_with(&transaction, &value)`",
+            ));
+        }
+        self.complete(transaction, None).await
+    }
+
+    /// As [`complete_in`](Self::complete_in), for functions with `store_result`: the value is
+    /// committed with the success. After the commit, return `Ok` with this value.
+    ///
+    /// # Errors
+    /// As there; `Context` if the value cannot be stored.
+    pub async fn complete_in_with<C: ConnectionTrait, T: Serialize>(
+        &self,
+        transaction: &C,
+        value: &T,
+    ) -> Result<()> {
+        let text = serde_json::to_string(value).map_err(|error| {
+            Error::new(ErrorKind::Context, "the value cannot be stored as JSON").with_source(error)
+        })?;
+        self.complete(transaction, Some(text)).await
+    }
+
+    async fn complete<C: ConnectionTrait>(
+        &self,
+        transaction: &C,
+        value: Option<String>,
+    ) -> Result<()> {
         let Some(attached) = &self.runtime else {
             return Err(Error::new(
                 ErrorKind::NotStarted,
@@ -69,10 +112,15 @@ impl TaskContext {
         };
         let inner: &Inner = attached.runtime.inner();
         let task = &self.task;
+        let value = inner
+            .storable(task.source, value)
+            .map_err(|error| Error::new(ErrorKind::Context, error))?;
         // Set before the statement: once it is sent, the transaction may be committed.
         attached.completed.store(true, Ordering::SeqCst);
         if inner.store.complete_in(transaction, task.id, task.fence, inner.clock.now()).await? {
-            Ok(())
+            // Of the fence that the task has now.
+            let result = value.as_deref().map(|value| (task.id.0, task.fence + 1, value));
+            Ok(inner.store.keep_results(transaction, result.into_iter()).await?)
         } else {
             Err(Error::new(
                 ErrorKind::Conflict,
@@ -139,6 +187,12 @@ impl Env {
     pub fn state<T: Send + Sync + 'static>(&self) -> &T {
         let state = self.states.0.get(&TypeId::of::<T>());
         state.and_then(|state| state.downcast_ref()).expect("checked when the runtime started")
+    }
+
+    /// Never, without the feature `testing`.
+    #[cfg(not(feature = "testing"))]
+    pub(crate) fn planned_failure<E>(&self) -> Option<Result<E, String>> {
+        None
     }
 
     /// A state by `Arc`.

@@ -5,7 +5,7 @@
 //! picks it up from the table and runs it again, with growing delays, until it succeeds or its retries
 //! are used up.
 //!
-//! ```
+//! ```standalone_crate
 //! use task_retry::{TaskRetry, retryable};
 //!
 //! /// Sends one SMS.
@@ -36,6 +36,7 @@
 //!
 //! # Where things are
 //!
+//! - [`guide`]: how to do what, chapter by chapter.
 //! - [`TaskRetry`] and [`Builder`]: start a runtime, stop it, complete and fail tasks from outside.
 //! - [`retryable`], [`Call`], [`CallError`]: functions and calls.
 //! - [`Source`], [`source`]: the numbers by which the table names functions.
@@ -43,6 +44,8 @@
 //! - [`Strategy`], [`Task`]: the untyped door, for hand-written strategies.
 //! - [`Tasks`], [`Filter`], [`TaskLog`]: the tasks of a project, for people.
 //! - [`Config`]: the keys, in YAML, TOML, the environment or the builder.
+//! - [`ContextCodec`], [`Propagator`]: what encrypts arguments, and what carries traces.
+//! - `testing`, with the feature of that name: a runtime in memory with a clock that tests move.
 //!
 //! # What is promised
 //!
@@ -54,9 +57,14 @@
 mod batch;
 mod call;
 mod clock;
+mod codec;
 mod config;
 mod context;
+#[cfg(feature = "encryption")]
+mod encryption;
+mod enqueued;
 mod error;
+pub mod guide;
 mod outcome;
 mod policy;
 #[doc(hidden)]
@@ -67,22 +75,35 @@ pub mod source;
 mod store;
 mod strategy;
 mod task;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod trace;
 mod transition;
+mod undecodable;
 
 pub use crate::batch::{Enqueue, enqueue_all, enqueue_all_in};
 pub use crate::call::{Call, CallError, Cause, CauseKind, Scheduled};
 pub use crate::clock::ManualClock;
+pub use crate::codec::{ContextCodec, ContextPlace};
 pub use crate::config::{Config, ThreadPoolParam, UtcOffset};
 pub use crate::context::TaskContext;
+#[cfg(feature = "encryption")]
+pub use crate::encryption::Aes256GcmCodec;
+pub use crate::enqueued::Enqueued;
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::outcome::{Classify, Outcome, Returned, Verdict};
 pub use crate::policy::{Policy, RetryPolicy};
 pub use crate::registry::Retryable;
-pub use crate::runtime::{Builder, Changed, Functions, RunReport, TaskRetry, Tasks};
+pub use crate::runtime::{
+    Attempt, Builder, Changed, Functions, RunReport, Sources, TaskRetry, Tasks,
+};
 pub use crate::source::Source;
 pub use crate::store::Filter;
 pub use crate::strategy::{HandleResult, Strategy};
-pub use crate::task::{Enqueued, Status, Task, TaskId, TaskLog};
+pub use crate::task::{Status, Task, TaskId, TaskLog};
+#[cfg(feature = "otel")]
+pub use crate::trace::OpenTelemetry;
+pub use crate::trace::Propagator;
 #[cfg(feature = "macros")]
 pub use task_retry_macros::{Source, retryable};
 
@@ -91,3 +112,13 @@ pub use sea_orm;
 
 #[doc(hidden)]
 pub use crate::private as __private;
+
+/// The examples outside of this crate's documentation, compiled.
+#[cfg(doctest)]
+mod elsewhere {
+    #[doc = include_str!("../../README.md")]
+    struct Readme;
+
+    #[doc = include_str!("../../docs/from-the-starter.md")]
+    struct FromTheStarter;
+}

@@ -9,7 +9,7 @@ use std::time::Duration;
 ///
 /// [`TaskRetry::complete`]: crate::TaskRetry::complete
 /// [`TaskRetry::fail`]: crate::TaskRetry::fail
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Outcome<T> {
     /// It is done.
     Done(T),

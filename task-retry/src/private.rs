@@ -26,6 +26,17 @@ impl<T: serde::Serialize + serde::de::DeserializeOwned> Argument for T {}
 /// Asserts that a parameter's type can be stored.
 pub const fn argument<T: Argument>() {}
 
+/// Only what can be stored may be returned by a `#[retryable]` function with `store_result`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be stored as the result of a `#[retryable]` function",
+    label = "not `Serialize + DeserializeOwned`",
+    note = "derive `serde::Serialize` and `serde::Deserialize` for it",
+    note = "or return an id of what was made, or leave `store_result` out"
+)]
+pub trait StoredResult: serde::Serialize + serde::de::DeserializeOwned {}
+
+impl<T: serde::Serialize + serde::de::DeserializeOwned> StoredResult for T {}
+
 /// What cannot be told by one trait, since impls would overlap: an expansion, where the types are
 /// concrete, asks each question by method resolution and gives plain functions.
 pub struct Probes<R: Returned> {

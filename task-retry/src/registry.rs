@@ -12,8 +12,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::context::{Env, Need, States};
-use crate::private::Probes;
-use crate::source::RESERVED;
+use crate::private::{Probes, StoredResult};
+use crate::runtime::execute::failed;
+use crate::source::{RESERVED, ROCKET_MQ};
+use crate::undecodable::explain;
 use crate::{
     Error, ErrorKind, HandleResult, Policy, Result, Returned, Source, Strategy, TaskLog, Verdict,
 };
@@ -53,6 +55,14 @@ pub struct Spec<R: Retryable> {
     probes: Probes<R::Returned>,
     retry_if: Option<fn(&ErrorOf<R>) -> bool>,
     on_exhausted: Option<Exhausted>,
+    /// How its values are stored, if they are.
+    pub(crate) keep: Option<Keep<R>>,
+}
+
+/// How the values of a function become text and come back.
+pub(crate) struct Keep<R: Retryable> {
+    pub(crate) encode: fn(&ValueOf<R>) -> Result<String, String>,
+    pub(crate) decode: fn(&str) -> Result<ValueOf<R>, String>,
 }
 
 /// What is known of a handler without its types.
@@ -61,6 +71,8 @@ pub(crate) struct Meta {
     pub(crate) source: i32,
     pub(crate) policy: Policy,
     pub(crate) concurrency: Option<usize>,
+    /// What it returns is kept.
+    pub(crate) store_result: bool,
     pub(crate) needs: Vec<Need>,
     /// `file:line` of a function.
     pub(crate) place: String,
@@ -80,10 +92,11 @@ impl<R: Retryable> Spec<R> {
             source: source.number(),
             policy: source.policy(),
             concurrency: None,
+            store_result: false,
             needs: Vec::new(),
             place: format!("{file}:{line}"),
         };
-        Self { meta, probes, retry_if: None, on_exhausted: None }
+        Self { meta, probes, retry_if: None, on_exhausted: None, keep: None }
     }
 
     /// The function's own policy; it beats its source's.
@@ -110,6 +123,24 @@ impl<R: Retryable> Spec<R> {
         self
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.meta.name
+    }
+
+    pub(crate) fn source(&self) -> i32 {
+        self.meta.source
+    }
+
+    /// What it returns is kept with the task.
+    pub fn store_result(mut self) -> Self
+    where
+        ValueOf<R>: StoredResult,
+    {
+        self.meta.store_result = true;
+        self.keep = Some(Keep { encode: encode_value, decode: decode_value });
+        self
+    }
+
     /// A type of state that the function takes.
     pub fn needs<T: Send + Sync + 'static>(mut self) -> Self {
         self.meta.needs.push(Need::of::<T>());
@@ -126,8 +157,9 @@ impl<R: Retryable> Spec<R> {
 pub(crate) enum Report {
     /// The context is not this function's. Costs no attempt.
     Undecodable(String),
-    /// It ran; `value` is the `Result<T, E>` if the caller wants it.
-    Ended { ending: Ending, value: Option<Box<dyn Any + Send>> },
+    /// It ran; `value` is the `Result<T, E>` if the caller wants it, `result` the value of a success
+    /// as it is stored, if it is.
+    Ended { ending: Ending, value: Option<Box<dyn Any + Send>>, result: Option<String> },
 }
 
 /// The part of an attempt's end that decides what is written.
@@ -180,11 +212,24 @@ impl<R: Retryable> Handler for Function<R> {
                     Err(error) => return Report::Undecodable(error),
                 },
             };
-            let result = R::run(args, env).await.into_result();
+            let result = match env.planned_failure() {
+                None => R::run(args, env).await.into_result(),
+                Some(Ok(error)) => Err(error),
+                Some(Err(reason)) => return failed(reason),
+            };
+            let mut kept = None;
             let ending = match &result {
                 Ok(value) => match (self.0.probes.pending)(value) {
                     Some(deadline) => Ending::Pending(deadline),
-                    None => Ending::Success,
+                    None => match self.0.keep.as_ref().map(|keep| (keep.encode)(value)).transpose()
+                    {
+                        Ok(text) => {
+                            kept = text;
+                            Ending::Success
+                        }
+                        // It would be as bad a value the next time.
+                        Err(error) => Ending::Failed { error, verdict: Verdict::Abort },
+                    },
                 },
                 Err(error) => Ending::Failed {
                     error: (self.0.probes.describe)(error),
@@ -195,7 +240,7 @@ impl<R: Retryable> Handler for Function<R> {
                 },
             };
             let value = keep_value.then(|| Box::new(result) as Box<dyn Any + Send>);
-            Report::Ended { ending, value }
+            Report::Ended { ending, value, result: kept }
         })
     }
 
@@ -233,7 +278,7 @@ impl<S: Strategy> Handler for ByHand<S> {
                     Ending::Failed { error: reason, verdict }
                 }
             };
-            Report::Ended { ending, value: None }
+            Report::Ended { ending, value: None, result: None }
         })
     }
 
@@ -269,7 +314,41 @@ fn decode<R: Retryable>(context: Option<&str>) -> Result<R::Args, String> {
     }
     catch_unwind(AssertUnwindSafe(|| serde_json::from_str(text)))
         .map_err(|_| "decoding the context panicked".to_owned())?
-        .map_err(|error| format!("the context does not fit the function's parameters: {error}"))
+        .map_err(|error| {
+            let error = explain(&error, text);
+            format!("the context does not fit the function's parameters: {error}")
+        })
+}
+
+/// Encodes a value and decodes it again, so that what does not come back is found out now.
+fn encode_value<T: StoredResult>(value: &T) -> Result<String, String> {
+    let text = catch_unwind(AssertUnwindSafe(|| serde_json::to_string(value)))
+        .map_err(|_| "the result panicked while it was encoded".to_owned())?
+        .map_err(|error| format!("the result cannot be stored as JSON: {error}"))?;
+    if text.len() > MAX_CONTEXT {
+        return Err(too_large(text.len(), MAX_CONTEXT));
+    }
+    decode_value::<T>(&text).map_err(|error| {
+        format!("the result does not come back from JSON as it went in: {error}")
+    })?;
+    Ok(text)
+}
+
+fn decode_value<T: StoredResult>(text: &str) -> Result<T, String> {
+    if text.len() > MAX_CONTEXT {
+        return Err(format!("it is larger than {MAX_CONTEXT} bytes"));
+    }
+    catch_unwind(AssertUnwindSafe(|| serde_json::from_str(text)))
+        .map_err(|_| "decoding it panicked".to_owned())?
+        .map_err(|error| explain(&error, text))
+}
+
+/// What is said of a result that the table cannot hold.
+pub(crate) fn too_large(bytes: usize, most: usize) -> String {
+    format!(
+        "the result takes {bytes} bytes as JSON, more than the {most} that can be stored: store the data \
+         elsewhere and return its id"
+    )
 }
 
 /// A function that `inventory` found.
@@ -321,6 +400,7 @@ impl Gather {
             source: strategy.source(),
             policy,
             concurrency: None,
+            store_result: false,
             needs: Vec::new(),
             place: format!("strategy {}", std::any::type_name::<S>()),
         };
@@ -351,6 +431,16 @@ impl Gather {
             registry.add(handler, states, &mut mistakes);
         }
         for handler in self.strategies {
+            let meta = handler.meta();
+            let reserved = RESERVED.contains(&meta.source) && meta.source != ROCKET_MQ;
+            if meta.source <= 0 || reserved {
+                mistakes.push(format!(
+                    "`{}` ({}) has source {}: strategies use numbers from 30 up, and {ROCKET_MQ} for \
+                     messages",
+                    meta.name, meta.place, meta.source
+                ));
+                continue;
+            }
             registry.add(handler, states, &mut mistakes);
         }
         if mistakes.is_empty() {

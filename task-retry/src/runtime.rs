@@ -1,8 +1,9 @@
 //! The runtime: what is started once in a process and runs its tasks.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+mod attempts;
 mod builder;
 mod claim;
 pub(crate) mod execute;
@@ -21,19 +23,29 @@ mod jobs;
 mod lease;
 #[cfg(feature = "postgres")]
 mod listen;
+pub(crate) mod pauses;
+mod results;
+#[cfg(feature = "testing")]
+mod step;
 mod tasks;
+pub(crate) mod waits;
 pub(crate) mod write;
 
+pub use self::attempts::Attempt;
 pub use self::builder::{Builder, Functions};
 pub use self::jobs::RunReport;
+pub use self::pauses::Sources;
 pub use self::tasks::{Changed, Tasks};
 use crate::call::{self, Insertion};
 use crate::clock::{Clock, to_datetime};
 use crate::context::States;
 use crate::registry::Registry;
 use crate::store::{Store, steadily};
+use crate::trace::Trace;
 use crate::transition::after;
-use crate::{Enqueued, Error, ErrorKind, Result, RetryPolicy, Status, Task, TaskId, Verdict};
+use crate::{
+    ContextCodec, Enqueued, Error, ErrorKind, Result, RetryPolicy, Status, Task, TaskId, Verdict,
+};
 
 /// A started runtime; cheap to clone.
 ///
@@ -52,6 +64,8 @@ impl Drop for Owner {
     fn drop(&mut self) {
         self.inner.closing.cancel();
         self.inner.ended.cancel();
+        self.inner.writer.give_up();
+        RUNTIMES.write().unwrap_or_else(PoisonError::into_inner).remove(&self.inner.number);
     }
 }
 
@@ -60,9 +74,20 @@ pub(crate) struct Inner {
     pub(crate) clock: Clock,
     pub(crate) registry: Registry,
     pub(crate) states: Arc<States>,
+    /// What contexts go through on their way into the table and back.
+    pub(crate) codec: Option<Arc<dyn ContextCodec>>,
+    pub(crate) trace: Trace,
+    #[cfg(feature = "testing")]
+    pub(crate) plan: crate::testing::Plan,
     pub(crate) writer: write::Writer,
     pub(crate) pool: execute::Pool,
     pub(crate) held: held::Held,
+    pub(crate) waits: waits::Waits,
+    pub(crate) pauses: pauses::Pauses,
+    /// How far each of the tables beside the tasks was looked through for orphans.
+    pub(crate) swept: [AtomicI64; 2],
+    /// Names this runtime within the process.
+    pub(crate) number: u32,
     pub(crate) wake: claim::Wake,
     /// Other processes should look.
     pub(crate) others: Notify,
@@ -95,6 +120,14 @@ pub(crate) struct Inner {
 }
 
 static DEFAULT: RwLock<Option<TaskRetry>> = RwLock::new(None);
+
+/// The runtimes of this process by number, so that what names one can be copied.
+static RUNTIMES: RwLock<BTreeMap<u32, Weak<Owner>>> = RwLock::new(BTreeMap::new());
+
+fn next_number() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
 
 tokio::task_local! {
     static CURRENT: TaskRetry;
@@ -166,6 +199,7 @@ impl TaskRetry {
         let inner = self.open()?;
         let now = inner.clock.now();
         if steadily(|| inner.store.complete(id, now)).await? {
+            inner.waits.ended(id);
             return Ok(());
         }
         Err(self.why_not(id).await?)
@@ -194,9 +228,11 @@ impl TaskRetry {
             let next = after(&ending, task.send_count, &policy, now, fastrand::f64());
             let store = &inner.store;
             if steadily(|| store.fail(&task, next.to, next.next, &reason, now)).await? {
-                if let Some(next) = next.next {
-                    inner.wake.due_at(next);
+                match next.next {
+                    Some(next) => inner.wake.due_at(next),
+                    None => inner.waits.ended(id),
                 }
+                attempts::failed_from_outside(inner, &task, &next, now).await;
                 return Ok(());
             }
             // Its fence has moved on: look again.
@@ -245,16 +281,17 @@ impl TaskRetry {
         if !inner.enabled {
             return Ok(());
         }
+        inner.writer.close();
         let waiting = inner.pool.close();
         execute::hand_back(inner, waiting).await;
-        if !self.idle(inner.grace).await {
-            let running = inner.held.all();
-            info!(
-                tasks = running.len(),
-                "the grace is over: what still runs is stopped and put back"
-            );
-            running.iter().for_each(|hold| hold.stop(held::Stop::Shutdown));
-            if !self.idle(Duration::from_secs(2)).await {
+        if !self.idle(inner.grace, |_| {}).await {
+            let tasks = inner.held.all().len();
+            info!(tasks, "the grace is over: what still runs is stopped and put back");
+            // Also what is stored, and so started, only now.
+            let stop = |inner: &Inner| {
+                inner.held.all().iter().for_each(|hold| hold.stop(held::Stop::Shutdown));
+            };
+            if !self.idle(Duration::from_secs(2), stop).await {
                 let tasks = inner.held.all().len();
                 info!(tasks, "what cannot be stopped keeps its lease");
             }
@@ -264,12 +301,15 @@ impl TaskRetry {
         Ok(())
     }
 
-    /// Waits until nothing is held any more, at most this long.
-    async fn idle(&self, most: Duration) -> bool {
+    /// Waits until nothing is held any more and nothing is being stored, at most this long.
+    async fn idle(&self, most: Duration, meanwhile: impl Fn(&Inner)) -> bool {
+        let inner = &self.0.inner;
         let until = Instant::now() + most;
         let mut pause = Duration::from_millis(1);
         loop {
-            if self.0.inner.held.is_empty() && self.0.inner.pool.running() == 0 {
+            meanwhile(inner);
+            // In this order: what has been stored is held.
+            if inner.writer.is_idle() && inner.held.is_empty() && inner.pool.running() == 0 {
                 return true;
             }
             if Instant::now() >= until {
@@ -295,6 +335,17 @@ impl TaskRetry {
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.0.inner
+    }
+
+    fn enlist(&self) {
+        let mut runtimes = RUNTIMES.write().unwrap_or_else(PoisonError::into_inner);
+        runtimes.insert(self.0.inner.number, Arc::downgrade(&self.0));
+    }
+
+    /// The runtime of this number, if it is still there.
+    pub(crate) fn by_number(number: u32) -> Option<Self> {
+        let runtimes = RUNTIMES.read().unwrap_or_else(PoisonError::into_inner);
+        runtimes.get(&number)?.upgrade().map(Self)
     }
 
     /// The inside, if anything may still be stored.

@@ -2,6 +2,8 @@
 //! differ between databases live in one file each.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Instant;
 
 use sea_orm::{
@@ -9,10 +11,13 @@ use sea_orm::{
 };
 
 mod admin;
+mod beside;
 mod connect;
+mod dedicated;
 mod fault;
 mod layout;
 mod mysql;
+mod pauses;
 mod postgres;
 mod row;
 mod sql;
@@ -20,8 +25,10 @@ mod sqlite;
 
 pub(crate) use self::admin::Change;
 pub use self::admin::Filter;
+pub(crate) use self::beside::{Attempted, DEPENDENTS, Stand};
 pub(crate) use self::connect::{connect, sibling};
-pub(crate) use self::fault::{Fault, steadily};
+use self::dedicated::Db;
+pub(crate) use self::fault::{ANSWER, Fault, in_time, is_timeout, steadily};
 pub(crate) use self::layout::Layout;
 use self::row::{get, id, status};
 use self::sql::{OPEN, Sql, TABLE, Times};
@@ -35,7 +42,7 @@ pub(crate) const SUSPECT: u32 = 2;
 /// A table, seen by one worker of one project.
 #[derive(Clone)]
 pub(crate) struct Store {
-    pub(crate) db: DatabaseConnection,
+    pub(crate) db: Db,
     pub(crate) project: String,
     pub(crate) worker: String,
     pub(crate) layout: Layout,
@@ -120,6 +127,26 @@ pub(crate) struct Settlement {
     pub(crate) send_count: u32,
     pub(crate) next: Option<Millis>,
     pub(crate) error: Option<String>,
+    /// The value of a success, as JSON, to be kept with it.
+    pub(crate) result: Option<Arc<str>>,
+    /// A failed attempt, for its history.
+    pub(crate) attempt: Option<Attempted>,
+}
+
+impl Settlement {
+    /// About what it takes in a statement.
+    pub(crate) fn bytes(&self) -> usize {
+        let error = self.error.as_ref().map_or(0, String::len);
+        32 + error + self.result.as_ref().map_or(0, |result| result.len())
+    }
+
+    /// Whether a row is as this has left it: written by a try whose answer was lost.
+    fn is_as_written(&self, holder: &Holder) -> bool {
+        holder.fence == self.fence
+            && holder.locked_by.is_none()
+            && holder.status == self.to.number()
+            && holder.send_count == self.send_count as i32
+    }
 }
 
 /// Which due rows to take.
@@ -135,8 +162,10 @@ pub(crate) struct Claim {
     /// No row before this time is due; the index need not be read from its beginning.
     pub(crate) floor: Option<Millis>,
     pub(crate) which: Which,
-    /// Also rows whose holder let its lease run out.
+    /// Also rows whose holder let its lease run out, ...
     pub(crate) take_over: bool,
+    /// ... but for these, which this process holds itself.
+    pub(crate) except: Vec<i64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -166,15 +195,21 @@ impl Store {
     ) -> Result<Self, DbErr> {
         let backend = db.get_database_backend();
         let blind = backend == DbBackend::MySql && !mysql::skips_locked(&db).await?;
-        let times = Times { backend, offset, seconds: layout.starter };
+        let times = Times { backend, offset, seconds: layout.seconds };
+        let db = db.into();
         Ok(Self { db, project, worker, layout, times, optimistic: optimistic || blind })
     }
 
     /// A store without a database, which must not be asked.
     pub(crate) fn disconnected(project: String, worker: String) -> Self {
         let times = Times { backend: DbBackend::Sqlite, offset: 0, seconds: false };
-        let db = DatabaseConnection::default();
+        let db = DatabaseConnection::default().into();
         Self { db, project, worker, layout: Layout::widest(), times, optimistic: false }
+    }
+
+    /// The same store through a connection that it keeps.
+    pub(crate) fn kept(&self) -> Self {
+        Self { db: self.db.kept(), ..self.clone() }
     }
 
     fn backend(&self) -> DbBackend {
@@ -339,23 +374,33 @@ impl Store {
         if keyed.is_empty() {
             return Ok(found);
         }
-        let mut sql = self.sql(
-            "select id, status, source, unique_key from t_sys_mq_resend_log where project_name = ",
-        );
-        sql.bind(self.project.as_str()).push(" and (");
-        for (index, (_, source, key)) in keyed.iter().enumerate() {
-            sql.push(if index == 0 { "" } else { " or " }).push("(source = ").bind(*source);
-            sql.push(" and unique_key = ").bind(key.as_str()).push(")");
-        }
+        let select = |status: &str| {
+            let mut sql = self.sql("select id, ");
+            sql.push(status).push(", source, unique_key from t_sys_mq_resend_log where ");
+            sql.push("project_name = ").bind(self.project.as_str()).push(" and (");
+            for (index, (_, source, key)) in keyed.iter().enumerate() {
+                sql.push(if index == 0 { "" } else { " or " }).push("(source = ").bind(*source);
+                sql.push(" and unique_key = ").bind(key.as_str()).push(")");
+            }
+            sql
+        };
+        let mut sql = select("status");
         sql.push(")");
-        let rows = db.query_all_raw(sql.build()).await?;
+        let mut rows = db.query_all_raw(sql.build()).await?;
+        if self.backend() == DbBackend::MySql && rows.len() < keyed.len() {
+            // A row that was committed after the snapshot of the caller's transaction. The insert
+            // has locked its place in the index already, and this locks no more.
+            let mut sql = select("cast(0 as signed)");
+            sql.push(") lock in share mode");
+            rows.extend(db.query_all_raw(sql.build()).await?);
+        }
         for row in &rows {
             let (other, source): (_, i32) = (id(row, 0, self.backend())?, get(row, 2)?);
             let status = Status::from_number(status(row, 1, self.backend())?);
             let key: String = get(row, 3)?;
             for (id, ..) in keyed.iter().filter(|(_, s, k)| *s == source && **k == key) {
                 let status = status.unwrap_or(Status::Executing);
-                found.insert(*id, Inserted::Duplicate(TaskId(other), status));
+                found.entry(*id).or_insert(Inserted::Duplicate(TaskId(other), status));
             }
         }
         Ok(found)
@@ -369,6 +414,7 @@ impl Store {
     ) -> Result<Vec<bool>, DbErr> {
         let success = rows.iter().all(|row| row.to == Status::Succeeded);
         let landed: HashSet<i64> = match (self.backend(), success) {
+            _ if rows.iter().any(Settlement::has_more) => self.settle_and_keep(rows, now).await?,
             (DbBackend::MySql, _) => {
                 let sql = match success {
                     true => mysql::succeed(self, rows, now),
@@ -398,24 +444,26 @@ impl Store {
         let open: Vec<i64> =
             rows.iter().map(|row| row.id).filter(|id| !landed.contains(id)).collect();
         let holders = self.holders(&open).await?;
-        let is_as_written = |row: &Settlement| {
-            holders.get(&row.id).is_some_and(|holder| {
-                holder.fence == row.fence
-                    && holder.locked_by.is_none()
-                    && holder.status == row.to.number()
-                    && holder.send_count == row.send_count as i32
-            })
-        };
-        Ok(rows.iter().map(|row| landed.contains(&row.id) || is_as_written(row)).collect())
+        let written =
+            |row: &Settlement| holders.get(&row.id).is_some_and(|holder| row.is_as_written(holder));
+        Ok(rows.iter().map(|row| landed.contains(&row.id) || written(row)).collect())
     }
 
     /// Who holds these rows, without waiting for any lock.
     pub(crate) async fn holders(&self, ids: &[i64]) -> Result<HashMap<i64, Holder>, DbErr> {
+        self.holders_on(&self.db, ids).await
+    }
+
+    async fn holders_on<C: ConnectionTrait>(
+        &self,
+        db: &C,
+        ids: &[i64],
+    ) -> Result<HashMap<i64, Holder>, DbErr> {
         let mut sql = self.sql(
             "select id, fence, locked_by, status, send_count from t_sys_mq_resend_log where id in ",
         );
         sql.list(self.ids(ids));
-        let rows = self.query(sql.build()).await?;
+        let rows = db.query_all_raw(sql.build()).await?;
         rows.iter()
             .map(|row| {
                 let holder = Holder {
@@ -438,7 +486,10 @@ impl Store {
         let backend = self.backend();
         let sql = match backend {
             DbBackend::MySql => {
-                return Ok(mysql::renew(self, &self.db, held, until).await?.into_iter().collect());
+                return Ok(mysql::renew(self, self.db.pool(), held, until)
+                    .await?
+                    .into_iter()
+                    .collect());
             }
             DbBackend::Postgres => postgres::renew(self, held, until),
             _ => sqlite::renew(self, held, until),
@@ -451,7 +502,7 @@ impl Store {
     /// where that matters (an overdue `Waiting` row).
     pub(crate) async fn claim(&self, claim: &Claim) -> Result<Vec<TaskLog>, DbErr> {
         let sql = match self.backend() {
-            DbBackend::MySql => return mysql::claim(self, &self.db, claim).await,
+            DbBackend::MySql => return mysql::claim(self, self.db.pool(), claim).await,
             DbBackend::Postgres => postgres::claim(self, claim),
             _ => sqlite::claim(self, claim),
         };
@@ -482,6 +533,8 @@ impl Store {
             };
             if !claim.take_over {
                 sql.push(" and locked_by is null");
+            } else if !claim.except.is_empty() {
+                sql.push(" and id not in ").list(self.ids(&claim.except));
             }
             sql.push(" order by next_send_time");
         }
@@ -606,15 +659,13 @@ pub(crate) fn error_text(error: &str) -> String {
 /// A new id: time-ordered, 63 bits, of the shape of the starter's snowflakes, so that the ids of both
 /// sort by time together. 41 bits of milliseconds since Twitter's epoch, then 22 bits that start at
 /// random and count on.
-pub(crate) fn new_id(now: Millis) -> i64 {
-    use std::sync::atomic::{AtomicI64, Ordering};
-    static LAST: AtomicI64 = AtomicI64::new(0);
+pub(crate) fn next_id(last: &AtomicI64, now: Millis) -> i64 {
     let fresh = id_at(now) | fastrand::i64(0..1 << 21);
     let next = |last: i64| {
         // Within a millisecond count on; in a new one start anew.
         Some(if (last >> 22) >= (fresh >> 22) && last - fresh < 1 << 32 { last + 1 } else { fresh })
     };
-    let last = LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or_default();
+    let last = last.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or_default();
     next(last).unwrap_or(fresh)
 }
 

@@ -197,6 +197,7 @@ pub(crate) struct Options {
     pub(crate) max_retry: Option<u32>,
     pub(crate) due: Due,
     pub(crate) expires_in: Option<std::time::Duration>,
+    pub(crate) trace_context: Option<String>,
 }
 
 /// When a task is due.
@@ -262,6 +263,12 @@ impl Task {
         self.options.expires_in = Some(time);
         self
     }
+
+    /// The span of the caller, see [`Call::trace_context`](crate::Call::trace_context).
+    pub fn trace_context(mut self, traceparent: impl Into<String>) -> Self {
+        self.options.trace_context = Some(traceparent.into());
+        self
+    }
 }
 
 impl fmt::Debug for Task {
@@ -270,24 +277,5 @@ impl fmt::Debug for Task {
             .field("source", &self.source)
             .field("options", &self.options)
             .finish_non_exhaustive()
-    }
-}
-
-/// A task that was stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Enqueued {
-    pub(crate) id: TaskId,
-    pub(crate) is_new: bool,
-}
-
-impl Enqueued {
-    /// The task's id; for a key that was taken, the id of the task that has it.
-    pub fn id(&self) -> TaskId {
-        self.id
-    }
-
-    /// Whether this call stored it. `false`: a task with this key was there, and nothing was stored.
-    pub fn is_new(&self) -> bool {
-        self.is_new
     }
 }

@@ -92,6 +92,61 @@ mod tests {
     }
 
     #[test]
+    fn what_is_open_has_a_time_and_only_failures_count() {
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..100_000 {
+            let delay = Duration::from_millis(random.u64(..) >> random.u32(0..64));
+            let ending = match random.u8(0..5) {
+                0 => Ending::Success,
+                1 => Ending::Pending(delay),
+                2 => failed(Verdict::Abort),
+                3 => failed(Verdict::RetryAfter(delay)),
+                _ => failed(Verdict::Retry),
+            };
+            let policy = RetryPolicy {
+                max_retry: random.u32(..) >> random.u32(0..32),
+                first_execute: delay,
+                delay_multiplier: random.f64() * 20.0,
+                jitter: random.f64(),
+                ..RetryPolicy::default()
+            };
+            let count = random.u32(..) >> random.u32(0..32);
+            let now = random.i64(0..LATEST);
+            let next = after(&ending, count, &policy, now, random.f64());
+            let context = format!("{ending:?} after {count} of {policy:?}: {next:?}");
+
+            assert_eq!(next.next.is_some(), !next.to.is_final(), "{context}");
+            assert!(next.next.is_none_or(|at| (now..=LATEST).contains(&at)), "{context}");
+            let Ending::Failed { verdict, .. } = &ending else {
+                assert_eq!((next.send_count, next.error), (count, None), "{context}");
+                let to =
+                    if ending == Ending::Success { Status::Succeeded } else { Status::Waiting };
+                assert_eq!(next.to, to, "{context}");
+                continue;
+            };
+            let failures = count.saturating_add(1);
+            assert_eq!((next.send_count, next.error), (failures, Some("no".into())), "{context}");
+            let again = *verdict != Verdict::Abort && failures <= policy.max_retry;
+            let to = if again { Status::Retrying } else { Status::Failed };
+            assert_eq!(next.to, to, "{context}");
+        }
+    }
+
+    #[test]
+    fn undecodable_rows_rest_longer_and_longer() {
+        for (send_count, crash_count) in [(0, 0), (3, 1), (u32::MAX, u32::MAX)] {
+            let least = i64::from(send_count) + i64::from(crash_count);
+            let pauses =
+                (0..40).map(|tries| undecodable_pause(least + tries, send_count, crash_count));
+            let pauses: Vec<_> = pauses.collect();
+            assert!(
+                pauses.is_sorted() && pauses[0] == 1000 && pauses[39] == 3_600_000,
+                "{pauses:?}"
+            );
+        }
+    }
+
+    #[test]
     fn no_input_overflows() {
         let policy = RetryPolicy { max_retry: u32::MAX, ..RetryPolicy::default() };
         for ending in [

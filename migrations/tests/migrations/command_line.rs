@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 const UP: &str = "\
-m20261125_000001_create_task_log    applied
-m20261125_000002_add_retry_columns  applied
+m20261125_000001_create_task_log                 applied
+m20261125_000002_add_retry_columns               applied
+m20261125_000003_create_results_attempts_pauses  applied
 ";
 
 #[test]
@@ -16,7 +17,7 @@ fn up_status_down() {
     assert_eq!(ok(&["up", "--database-url", &url]), UP);
     assert_eq!(ok(&["--database-url", &url, "up"]), UP);
     let one = ok(&["down", "--database-url", &url]);
-    assert_eq!(one.matches("applied").count(), 1, "{one}");
+    assert_eq!(one.matches("applied").count(), 2, "{one}");
     assert_eq!(ok(&["up", "--database-url", &url]), UP);
     assert_eq!(ok(&["down", "--all", "--database-url", &url]), UP.replace("applied", "pending"));
     assert_eq!(ok(&["status", "--database-url", &url]), UP.replace("applied", "pending"));

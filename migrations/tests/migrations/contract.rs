@@ -42,6 +42,7 @@ pub(crate) async fn a_half_done_migration_is_finished(database: TestDatabase) {
         database.execute(&format!("drop index {lost}{on}")).await;
     }
     database.execute("alter table t_sys_mq_resend_log drop column trace_context").await;
+    database.execute("drop table t_task_retry_attempt").await;
     database.execute("delete from t_sys_mq_resend_log_migrations").await;
     up(&database.db).await.unwrap();
     assert_eq!(schema::everything(&database).await, whole);
@@ -50,10 +51,14 @@ pub(crate) async fn a_half_done_migration_is_finished(database: TestDatabase) {
 pub(crate) async fn down_goes_step_by_step(database: TestDatabase) {
     Migrator::up(&database.db, Some(1)).await.unwrap();
     let base = schema::everything(&database).await;
+    Migrator::up(&database.db, Some(1)).await.unwrap();
+    let columns = schema::everything(&database).await;
     up(&database.db).await.unwrap();
     let whole = schema::everything(&database).await;
     insert(&database, 1).await;
 
+    down(&database.db, Some(1)).await.unwrap();
+    assert_eq!(schema::everything(&database).await, columns);
     down(&database.db, Some(1)).await.unwrap();
     assert_eq!(schema::everything(&database).await, base);
     assert_eq!(rows(&database).await.len(), 1);
@@ -61,7 +66,7 @@ pub(crate) async fn down_goes_step_by_step(database: TestDatabase) {
     assert_eq!(schema::everything(&database).await, whole);
     assert_eq!(rows(&database).await.len(), 1);
 
-    down(&database.db, Some(2)).await.unwrap();
+    down(&database.db, Some(3)).await.unwrap();
     assert!(schema::of_the_task_table(&database).await.is_empty());
     up(&database.db).await.unwrap();
     assert_eq!(schema::everything(&database).await, whole);
@@ -87,13 +92,13 @@ pub(crate) async fn one_pool_starts_many_times_at_once(database: TestDatabase) {
 
 pub(crate) async fn status_tells_and_changes_nothing(database: TestDatabase) {
     let nothing = schema::everything(&database).await;
-    assert_eq!(states(&database.db).await, [State::Pending, State::Pending]);
+    assert_eq!(states(&database.db).await, [State::Pending; 3]);
     assert_eq!(schema::everything(&database).await, nothing);
 
     up(&database.db).await.unwrap();
-    assert_eq!(states(&database.db).await, [State::Applied, State::Applied]);
+    assert_eq!(states(&database.db).await, [State::Applied; 3]);
     down(&database.db, Some(1)).await.unwrap();
-    assert_eq!(states(&database.db).await, [State::Applied, State::Pending]);
+    assert_eq!(states(&database.db).await, [State::Applied, State::Applied, State::Pending]);
 }
 
 /// An old process must start beside a new one, and after the new one was taken back.
@@ -106,7 +111,10 @@ pub(crate) async fn a_newer_release_may_have_gone_further(database: TestDatabase
         )
         .await;
     up(&database.db).await.unwrap();
-    assert_eq!(states(&database.db).await, [State::Applied, State::Applied, State::Unknown]);
+    assert_eq!(
+        states(&database.db).await,
+        [State::Applied, State::Applied, State::Applied, State::Unknown]
+    );
     let error = down(&database.db, Some(1)).await.unwrap_err();
     assert!(error.to_string().contains("what_is_to_come"), "{error}");
     assert_is_complete(&database).await;
@@ -116,6 +124,21 @@ pub(crate) async fn a_lost_table_is_reported(database: TestDatabase) {
     up(&database.db).await.unwrap();
     database.execute("drop table t_sys_mq_resend_log").await;
     assert_refused(up(&database.db).await, "lacks: the table itself");
+}
+
+pub(crate) async fn a_lost_table_beside_it_is_reported(database: TestDatabase) {
+    up(&database.db).await.unwrap();
+    database.execute("drop table t_task_retry_result").await;
+    assert_refused(up(&database.db).await, "lacks: t_task_retry_result");
+}
+
+/// What is not ours is neither used nor dropped.
+pub(crate) async fn another_table_of_a_name_of_ours_is_kept(database: TestDatabase) {
+    database.execute("create table t_task_retry_pause (note int)").await;
+    assert_refused(up(&database.db).await, "it lacks project_name, source");
+    down(&database.db, None).await.unwrap();
+    let left = schema::everything(&database).await.join("\n");
+    assert!(left.contains("t_task_retry_pause"), "{left}");
 }
 
 pub(crate) async fn a_table_of_another_shape_is_reported(database: TestDatabase) {
@@ -147,7 +170,7 @@ pub(crate) async fn a_table_that_we_did_not_make_is_kept(database: TestDatabase)
     assert_eq!(schema::of_the_task_table(&database).await, found);
     assert_eq!(self::rows(&database).await, rows);
     up(&database.db).await.unwrap();
-    down(&database.db, Some(2)).await.unwrap();
+    down(&database.db, Some(3)).await.unwrap();
     assert_eq!(self::rows(&database).await, rows);
 }
 

@@ -32,6 +32,8 @@ macro_rules! contract_on {
             contract::status_tells_and_changes_nothing,
             contract::a_newer_release_may_have_gone_further,
             contract::a_lost_table_is_reported,
+            contract::a_lost_table_beside_it_is_reported,
+            contract::another_table_of_a_name_of_ours_is_kept,
             contract::a_table_of_another_shape_is_reported,
             contract::a_table_that_we_did_not_make_is_kept,
             contract::fresh_is_refused,

@@ -9,13 +9,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::execute::{Limits, Pool};
-use super::{DEFAULT, Inner, Owner, TaskRetry, claim, jobs, lease, supervised, write};
+use super::{
+    DEFAULT, Inner, Owner, TaskRetry, claim, jobs, lease, pauses, supervised, waits, write,
+};
 use crate::clock::{Clock, ManualClock};
 use crate::config::Overlay;
 use crate::context::States;
 use crate::registry::{Gather, Retryable};
 use crate::store::{Layout, Store, connect};
-use crate::{Config, Error, ErrorKind, Policy, Result, Strategy, ThreadPoolParam};
+use crate::trace::Trace;
+use crate::{
+    Config, ContextCodec, Error, ErrorKind, Policy, Propagator, Result, Strategy, ThreadPoolParam,
+};
 
 /// Describes a runtime; [`start`](Self::start) starts it.
 ///
@@ -30,6 +35,8 @@ pub struct Builder {
     overlay: Overlay,
     mistakes: Vec<String>,
     states: States,
+    codec: Option<Arc<dyn ContextCodec>>,
+    trace: Trace,
     gather: Gather,
     clock: Option<ManualClock>,
     no_migration: bool,
@@ -38,6 +45,7 @@ pub struct Builder {
     silent: bool,
     settle_at_once: bool,
     answer_early: bool,
+    no_env: bool,
 }
 
 enum Source {
@@ -179,6 +187,19 @@ impl Builder {
         self
     }
 
+    /// What contexts, the arguments of tasks, go through on their way into the table and back, for
+    /// instance to be encrypted.
+    pub fn codec<C: ContextCodec>(mut self, codec: C) -> Self {
+        self.codec = Some(Arc::new(codec));
+        self
+    }
+
+    /// What carries the trace of a caller to the attempts of its task.
+    pub fn propagator<P: Propagator>(mut self, propagator: P) -> Self {
+        self.trace = Trace::new(propagator);
+        self
+    }
+
     /// A hand-written strategy.
     pub fn strategy<S: Strategy>(mut self, strategy: S) -> Self {
         self.gather.strategy(strategy, Policy::new());
@@ -248,6 +269,13 @@ impl Builder {
         self
     }
 
+    /// Leaves `TASK_RETRY__…` variables alone.
+    #[cfg(feature = "testing")]
+    pub(crate) fn without_env(mut self) -> Self {
+        self.no_env = true;
+        self
+    }
+
     /// Connects, creates or upgrades the table, checks the registry, starts the workers and becomes
     /// the default of the process.
     ///
@@ -263,7 +291,10 @@ impl Builder {
             Error::new(ErrorKind::Config, "`start` has to run inside of a tokio runtime")
                 .with_source(error)
         })?;
-        let mut config = self.config.unwrap_or_else(|| Ok(Config::default()))?.with_env()?;
+        let mut config = self.config.unwrap_or_else(|| Ok(Config::default()))?;
+        if !self.no_env {
+            config = config.with_env()?;
+        }
         self.overlay.apply(&mut config);
         config.validate()?;
         if !self.mistakes.is_empty() {
@@ -274,6 +305,13 @@ impl Builder {
             return Err(Error::new(
                 ErrorKind::Config,
                 "the project is missing: `.project(\"…\")` names the rows that are this program's",
+            ));
+        }
+        // MySQL compares without the spaces at the end, and would find another project's rows.
+        if project.ends_with(char::is_whitespace) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!("the project {project:?} ends with white space"),
             ));
         }
         let registry = self.gather.finish(&self.states)?;
@@ -296,9 +334,18 @@ impl Builder {
             clock,
             registry,
             states: Arc::new(self.states),
+            // What is not stored needs none.
+            codec: self.codec.filter(|_| config.enable),
+            trace: self.trace,
+            #[cfg(feature = "testing")]
+            plan: Default::default(),
             writer: write::Writer::new(),
             pool: Pool::new(limits),
             held: Default::default(),
+            waits: waits::Waits::new(),
+            pauses: Default::default(),
+            swept: Default::default(),
+            number: super::next_number(),
             wake: claim::Wake::new(),
             others: Notify::new(),
             policy: config.policy(),
@@ -321,9 +368,13 @@ impl Builder {
             take_over_from: AtomicI64::new(i64::MIN),
             owner: OnceLock::new(),
         });
+        if config.enable {
+            pauses::read(&inner).await?;
+        }
         let owner = Arc::new(Owner { inner: inner.clone() });
         let _ = inner.owner.set(Arc::downgrade(&owner));
         let retry = TaskRetry(owner);
+        retry.enlist();
         if !self.detached {
             let mut default = DEFAULT.write().unwrap_or_else(PoisonError::into_inner);
             if default.is_some() {
@@ -357,10 +408,11 @@ fn second_default() -> Error {
 /// Starts what runs in the background.
 fn run(inner: &Arc<Inner>) -> Result<()> {
     // SQLite has one writer; others take two batches side by side.
-    let lanes = if inner.store.db.get_database_backend() == DbBackend::Sqlite { 1 } else { 2 };
+    let lanes = if inner.store.times.backend == DbBackend::Sqlite { 1 } else { 2 };
     for _ in 0..lanes {
         supervised(inner, "writer", write::lane);
     }
+    supervised(inner, "late ends", write::late);
     lease::spawn(inner.clone()).map_err(|error| {
         Error::new(ErrorKind::Config, "the lease thread cannot be started").with_source(error)
     })?;
@@ -368,10 +420,11 @@ fn run(inner: &Arc<Inner>) -> Result<()> {
     if super::listen::applies(inner) {
         supervised(inner, "notifier", super::listen::send);
         if inner.job {
-            supervised(inner, "listener", super::listen::listen);
+            super::listen::start(inner);
         }
     }
     if inner.job {
+        supervised(inner, "pauses", pauses::run);
         supervised(inner, "claims", claim::run);
         supervised(inner, "strangers", jobs::strangers);
         supervised(inner, "history", jobs::history);

@@ -6,23 +6,28 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use sea_orm::DbErr;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tracing::{debug, warn};
 
 use super::Inner;
-use super::execute::Ready;
-use super::held::Hold;
+use super::execute::{Ready, Told};
+use super::held::{Hold, Stop};
 use super::write::Backoff;
 use crate::TaskLog;
 use crate::clock::{LATEST, Millis, ceil_millis};
-use crate::store::{Claim, SUSPECT, Which, steadily};
+use crate::store::{ANSWER, Claim, SUSPECT, Store, Which, in_time, steadily};
 
 /// The index is read from this long before the first due row seen, ...
 const MARGIN: Millis = 2000;
 /// ... and from its beginning this often.
 const FULL_LOOK: Duration = Duration::from_secs(5);
+/// That takes at most a twentieth of the time. A starter's table is read past all rows that have
+/// ended, since the starter leaves their times set.
+const LOOKS: u32 = 20;
 /// A probe at least this often while batches come full.
 const PROBE: Duration = Duration::from_millis(200);
+/// With more tasks than this past their leases, a process waits for their renewal.
+const MANY: usize = 1000;
 /// What one claim may bring into memory, about.
 const BYTES: usize = 32 << 20;
 
@@ -60,6 +65,8 @@ struct Line {
     size: usize,
     floor: Option<Millis>,
     looked: Instant,
+    /// From one full look to the next.
+    rest: Duration,
     /// The last claim came back full: there is probably more.
     full: bool,
     claimed: Instant,
@@ -79,6 +86,7 @@ pub(crate) async fn run(inner: Arc<Inner>) {
             size: smallest,
             floor: None,
             looked: Instant::now(),
+            rest: FULL_LOOK,
             full: false,
             claimed: Instant::now(),
             bytes: 1000,
@@ -87,17 +95,25 @@ pub(crate) async fn run(inner: Arc<Inner>) {
     let mut backoff = Backoff::default();
     let mut away: Option<Instant> = None;
     let mut probed = None;
+    let store = inner.store.kept();
     while !inner.closing.is_cancelled() {
-        match pass(&inner, &mut lines, &mut probed).await {
+        let began = Instant::now();
+        if away.is_some_and(|since| since.elapsed() > inner.lease) {
+            inner.let_holders_write();
+        }
+        match pass(&inner, &store, &mut lines, &mut probed).await {
             Ok(pause) => {
-                if away.take().is_some_and(|since| since.elapsed() > inner.lease) {
+                away = None;
+                backoff.reset();
+                let began = Instant::now();
+                wait(&inner, pause).await;
+                if began.elapsed() > pause + inner.lease {
+                    // We were stopped; others may have been, too.
                     inner.let_holders_write();
                 }
-                backoff.reset();
-                wait(&inner, pause).await;
             }
             Err(error) => {
-                away.get_or_insert_with(Instant::now);
+                away.get_or_insert(began);
                 warn!(%error, "due tasks cannot be claimed now; trying again");
                 tokio::select! {
                     () = backoff.pause() => {}
@@ -123,11 +139,12 @@ async fn wait(inner: &Inner, pause: Duration) {
 /// Looks once, source by source in turn, and tells how long nothing will be due.
 async fn pass(
     inner: &Arc<Inner>,
+    store: &Store,
     lines: &mut [Line],
     probed: &mut Option<Instant>,
 ) -> Result<Duration, DbErr> {
     if inner.clock.has_drifted() {
-        inner.store.sync(&inner.clock).await?;
+        in_time(ANSWER, store.sync(&inner.clock)).await?;
     }
     let poll = inner.poll_interval;
     lines.rotate_left(usize::from(lines.len() > 1));
@@ -141,7 +158,7 @@ async fn pass(
         probed.is_some_and(|at| at.elapsed() < PROBE) && !inner.wake.look.load(Ordering::Acquire);
     let mut first = LATEST;
     if !fresh || !wanted.iter().any(|index| lines[*index].full) {
-        first = probe(inner, lines, &wanted).await?;
+        first = probe(inner, store, lines, &wanted).await?;
         *probed = Some(Instant::now());
     }
     let mut more = false;
@@ -149,7 +166,7 @@ async fn pass(
         let line = &mut lines[index];
         let wanted = rows_wanted(inner, line);
         if wanted > 0 {
-            claim(inner, line, wanted).await?;
+            claim(inner, store, line, wanted).await?;
             more |= line.full && rows_wanted(inner, line) > 0;
         }
     }
@@ -163,20 +180,33 @@ async fn pass(
 
 /// Asks for the first due time of each source, in one statement; those that are due are marked as
 /// full. Returns the first time that is still to come.
-async fn probe(inner: &Arc<Inner>, lines: &mut [Line], wanted: &[usize]) -> Result<Millis, DbErr> {
+async fn probe(
+    inner: &Arc<Inner>,
+    store: &Store,
+    lines: &mut [Line],
+    wanted: &[usize],
+) -> Result<Millis, DbErr> {
     let look = inner.wake.look.swap(false, Ordering::AcqRel);
-    for line in lines.iter_mut().filter(|line| look || line.looked.elapsed() > FULL_LOOK) {
+    for line in lines.iter_mut().filter(|line| look || line.looked.elapsed() > line.rest) {
         line.floor = None;
     }
     let asked: Vec<_> =
         wanted.iter().map(|index| (lines[*index].source, lines[*index].floor)).collect();
-    let found: HashMap<i32, Millis> = inner.store.first_due(&asked).await?.into_iter().collect();
-    let now = inner.clock.now();
+    // From before the answer: what is stored meanwhile must not lie below the next bound.
+    let (now, asked_at) = (inner.clock.now(), Instant::now());
+    let found = in_time(ANSWER, store.first_due(&asked)).await?;
+    if asked_at.elapsed() > inner.lease {
+        // The database was frozen, for the others as well.
+        inner.let_holders_write();
+    }
+    let found: HashMap<i32, Millis> = found.into_iter().collect();
+    let rest = asked_at.elapsed() * LOOKS;
     let mut first = LATEST;
     for index in wanted {
         let line = &mut lines[*index];
         if line.floor.is_none() {
             line.looked = Instant::now();
+            line.rest = rest.max(FULL_LOOK);
         }
         let due = found.get(&line.source).copied();
         line.full = due.is_some_and(|due| due <= now);
@@ -185,6 +215,8 @@ async fn probe(inner: &Arc<Inner>, lines: &mut [Line], wanted: &[usize]) -> Resu
             if due > now {
                 first = first.min(due);
             }
+        } else if rest > inner.poll_interval {
+            line.floor = Some(now - MARGIN);
         }
     }
     Ok(first)
@@ -193,6 +225,9 @@ async fn probe(inner: &Arc<Inner>, lines: &mut [Line], wanted: &[usize]) -> Resu
 /// How many rows of a source fit now: as many as there are free places and at least the task limit,
 /// but none while enough of it waits.
 fn rows_wanted(inner: &Inner, line: &Line) -> usize {
+    if inner.pauses.is_paused(line.source) {
+        return 0;
+    }
     let concurrency = inner.concurrency(line.source);
     let room = inner.pool.room_for(line.source, concurrency);
     if room.closed || room.waiting > line.size / 2 {
@@ -202,11 +237,16 @@ fn rows_wanted(inner: &Inner, line: &Line) -> usize {
     line.size.max(room.free).saturating_sub(room.waiting).min(room.queue).min(most)
 }
 
-async fn claim(inner: &Arc<Inner>, line: &mut Line, wanted: usize) -> Result<(), DbErr> {
+async fn claim(
+    inner: &Arc<Inner>,
+    store: &Store,
+    line: &mut Line,
+    wanted: usize,
+) -> Result<(), DbErr> {
     let dry = inner.pool.room_for(line.source, None).waiting == 0;
     let mut claim = inner.claim(vec![line.source], wanted as u32);
     claim.floor = line.floor;
-    let tasks = steadily(|| inner.store.claim(&claim)).await?;
+    let tasks = steadily(|| in_time(ANSWER, store.claim(&claim))).await?;
     let full = tasks.len() >= wanted;
     adapt(inner, line, dry, full);
     line.full = full;
@@ -221,11 +261,10 @@ async fn claim(inner: &Arc<Inner>, line: &mut Line, wanted: usize) -> Result<(),
         // One at a time, and only to start at once: whoever is held beside it may die with it.
         claim.which = Which::Suspect;
         claim.limit = 1;
-        let until = inner.clock.now() + ceil_millis(inner.lease);
-        let claim = Claim { until, floor: None, ..claim };
-        let suspects = steadily(|| inner.store.claim(&claim)).await?;
+        claim.until = inner.clock.now() + ceil_millis(inner.lease);
+        let suspects = steadily(|| in_time(ANSWER, store.claim(&claim))).await?;
         line.full |= !suspects.is_empty();
-        take_in(inner, suspects, until);
+        take_in(inner, suspects, claim.until);
     }
     Ok(())
 }
@@ -242,6 +281,13 @@ fn adapt(inner: &Inner, line: &mut Line, dry: bool, full: bool) {
     }
 }
 
+/// Who wants to hear how a claimed task ended.
+pub(crate) struct Tell {
+    pub(crate) to: oneshot::Sender<Told>,
+    /// It was asked for by its id.
+    pub(crate) by_id: bool,
+}
+
 /// Hands claimed tasks to the workers.
 pub(crate) fn take_in(inner: &Arc<Inner>, tasks: Vec<TaskLog>, until: Millis) {
     for task in tasks {
@@ -249,35 +295,51 @@ pub(crate) fn take_in(inner: &Arc<Inner>, tasks: Vec<TaskLog>, until: Millis) {
     }
 }
 
-/// Hands one claimed task to the workers; `false` if it cannot run here now.
-pub(crate) fn submit(
-    inner: &Arc<Inner>,
-    task: TaskLog,
-    until: Millis,
-    tell: Option<tokio::sync::oneshot::Sender<super::execute::Told>>,
-) -> bool {
-    let Some(handler) = inner.registry.by_source(task.source).cloned() else { return false };
+/// Hands one claimed task to the workers.
+pub(crate) fn submit(inner: &Arc<Inner>, task: TaskLog, until: Millis, tell: Option<Tell>) {
+    let Some(handler) = inner.registry.by_source(task.source).cloned() else { return };
     let hold = Hold::new(task.id.0, task.fence, until);
-    if !inner.held.add(hold.clone()) {
-        // An older hold of the same task is ending; the lease of this one runs out by itself.
-        warn!(task.id = task.id.0, "the task is still held by an earlier attempt here");
-        return false;
+    let by_id = tell.as_ref().is_some_and(|tell| tell.by_id);
+    let tell = tell.map(|tell| tell.to);
+    let ready = Ready { task: Arc::new(task), hold, handler, args: None, tell, by_id };
+    if inner.held.add(ready.hold.clone()) {
+        return hand_over(inner, ready);
     }
-    let ready = Ready { task: Arc::new(task), hold, handler, args: None, tell };
+    inner.handle.spawn(after_an_earlier(inner.clone(), ready));
+}
+
+fn hand_over(inner: &Arc<Inner>, ready: Ready) {
     if let Err(ready) = inner.pool.submit(inner, ready) {
         let inner = inner.clone();
         inner.handle.clone().spawn(async move {
             super::execute::hand_back(&inner, vec![*ready]).await;
         });
-        return false;
     }
-    true
+}
+
+/// An earlier attempt of the task still runs here. It was failed from outside or retried by hand, for
+/// instance, and has lost the task to this newer claim, so it is stopped first. If it cannot be
+/// stopped, the lease of this claim runs out.
+async fn after_an_earlier(inner: Arc<Inner>, ready: Ready) {
+    while ready.hold.is_valid(inner.clock.now()) {
+        inner.held.stop(ready.hold.id, Stop::Lost);
+        if inner.held.add(ready.hold.clone()) {
+            return hand_over(&inner, ready);
+        }
+        if inner.closing.is_cancelled() {
+            return super::execute::hand_back(&inner, vec![ready]).await;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    warn!(task.id = ready.hold.id, "an earlier attempt of the task cannot be stopped");
 }
 
 impl Inner {
     /// A claim of due rows.
     pub(crate) fn claim(&self, sources: Vec<i32>, limit: u32) -> Claim {
         let now = self.clock.now();
+        // A process that was stopped for a while must not take its own tasks for a dead one's.
+        let except = self.held.expired(now);
         Claim {
             sources,
             ids: None,
@@ -286,7 +348,8 @@ impl Inner {
             until: now + ceil_millis(self.lease),
             floor: None,
             which: Which::Innocent,
-            take_over: now >= self.take_over_from.load(Ordering::Acquire),
+            take_over: now >= self.take_over_from.load(Ordering::Acquire) && except.len() < MANY,
+            except,
         }
     }
 

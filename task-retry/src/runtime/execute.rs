@@ -6,7 +6,7 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use tokio::sync::{Notify, oneshot};
@@ -16,10 +16,10 @@ use super::held::{Hold, Stop};
 use super::write::Backoff;
 use super::{Inner, TaskRetry};
 use crate::call::CauseKind;
-use crate::clock::Millis;
+use crate::clock::{Millis, floor_millis};
 use crate::context::{Env, TaskContext};
 use crate::registry::{Ending, Handler, Report};
-use crate::store::{SUSPECT, Settlement, error_text};
+use crate::store::{ANSWER, Attempted, SUSPECT, Settlement, error_text, in_time};
 use crate::transition::{Transition, after, undecodable_pause};
 use crate::{RetryPolicy, Status, TaskLog, Verdict};
 
@@ -32,6 +32,8 @@ pub(crate) struct Ready {
     pub(crate) args: Option<Box<dyn Any + Send>>,
     /// Who wants to hear how it ended.
     pub(crate) tell: Option<oneshot::Sender<Told>>,
+    /// It was asked for by its id, and so runs also while its source is paused.
+    pub(crate) by_id: bool,
 }
 
 /// How a task stood after an attempt.
@@ -53,6 +55,14 @@ pub(crate) struct Ended {
     pub(crate) written: Option<Transition>,
     /// Whether it took effect; `None` if it may yet.
     pub(crate) landed: Option<bool>,
+    /// The value as it is stored, if it is.
+    pub(crate) result: Option<String>,
+}
+
+impl Ended {
+    pub(crate) fn new(kind: EndKind) -> Self {
+        Self { kind, value: None, error: None, written: None, landed: None, result: None }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,6 +271,26 @@ impl Pool {
         }
     }
 
+    /// Takes back what waits of some sources, but for what was asked for by its id.
+    pub(crate) fn withdraw(&self, sources: impl Fn(i32) -> bool) -> Vec<Ready> {
+        let mut withdrawn = Vec::new();
+        let mut state = self.lock();
+        for (_, line) in state.lines.iter_mut().filter(|(source, _)| sources(**source)) {
+            let (kept, taken): (Vec<_>, Vec<_>) =
+                line.waiting.drain(..).partition(|ready| ready.by_id);
+            line.waiting = kept.into();
+            withdrawn.extend(taken);
+        }
+        state.queued -= withdrawn.len();
+        state.suspects -=
+            withdrawn.iter().filter(|ready| ready.task.crash_count >= SUSPECT).count();
+        let State { turn, lines, .. } = &mut *state;
+        turn.retain(|source| lines.get(source).is_some_and(|line| !line.waiting.is_empty()));
+        drop(state);
+        self.room.notify_one();
+        withdrawn
+    }
+
     /// Takes nothing in any more; returns what has not started.
     pub(crate) fn close(&self) -> Vec<Ready> {
         let mut state = self.lock();
@@ -385,13 +415,17 @@ pub(crate) async fn attempt(
         source = task.source,
         attempt = task.attempt(),
         project = inner.store.project,
+        trace_context = task.trace_context,
     );
+    inner.trace.link(&span, task.trace_context.as_deref());
     async {
+        let (start, began) = (inner.clock.now(), Instant::now());
         let mut ended = run(inner, ready, keep_value).await;
         let Some(transition) = ended.written.clone() else {
             inner.held.remove(&hold);
             return ended;
         };
+        let failed = transition.send_count > task.send_count;
         let settlement = Settlement {
             id: task.id.0,
             fence: task.fence,
@@ -399,6 +433,8 @@ pub(crate) async fn attempt(
             send_count: transition.send_count,
             next: transition.next,
             error: transition.error.as_deref().map(error_text),
+            result: ended.result.take().map(Arc::from),
+            attempt: failed.then(|| Attempted { start, millis: floor_millis(began.elapsed()) }),
         };
         let answer = inner.writer.end(settlement, hold).await;
         if wait {
@@ -418,19 +454,23 @@ pub(crate) async fn attempt(
 
 /// Runs an attempt up to its end and decides what is to be written.
 async fn run(inner: &Arc<Inner>, ready: Ready, keep_value: bool) -> Ended {
-    let Ready { task, hold, handler, args, .. } = ready;
+    let Ready { task, hold, handler, args, by_id, .. } = ready;
     let policy = inner.policy_of(&handler, &task);
     let now = inner.clock.now();
-    let nothing = |kind| Ended { kind, value: None, error: None, written: None, landed: None };
     match hold.why_stopped() {
-        Some(Stop::Lost) => return nothing(EndKind::Lost),
+        Some(Stop::Lost) => return Ended::new(EndKind::Lost),
         Some(Stop::Shutdown) => return put_back(&task, now),
         None if !hold.is_valid(now) => {
             debug!("the lease ran out before the attempt could start; the task is put back");
             return put_back(&task, now);
         }
+        None if !by_id && inner.pauses.is_paused(task.source) => {
+            return Ended { error: Some(paused(&handler)), ..put_back(&task, now) };
+        }
         None => {}
     }
+    // What cannot be decoded may still expire, or have killed too many processes.
+    let (task, sealed) = inner.unsealed(task);
     if let Some(reason) = given_up(inner, &handler, &task, now) {
         let ending = Ending::Failed { error: reason, verdict: Verdict::Abort };
         return finish(inner, &handler, &task, &policy, ending, CauseKind::Interrupted, None).await;
@@ -448,6 +488,9 @@ async fn run(inner: &Arc<Inner>, ready: Ready, keep_value: bool) -> Ended {
         );
         return undecodable(&task, now, error);
     }
+    if let Some(error) = sealed {
+        return undecodable(&task, now, error);
+    }
     let Some(runtime) = inner.handle_to_self() else { return put_back(&task, now) };
     let context = TaskContext::attached(task.clone(), runtime.clone(), hold.completed.clone());
     let env = Env { context, states: inner.states.clone() };
@@ -462,23 +505,37 @@ async fn run(inner: &Arc<Inner>, ready: Ready, keep_value: bool) -> Ended {
             warn!(
                 "the attempt lost its task: another process has it, or it was ended from outside"
             );
-            return nothing(EndKind::Lost);
+            return Ended::new(EndKind::Lost);
         }
         Body::Stopped(Stop::Shutdown) => return put_back(&task, inner.clock.now()),
     };
     match report {
         Report::Undecodable(error) => undecodable(&task, inner.clock.now(), error),
-        Report::Ended { ending, value } => {
+        Report::Ended { ending, value, result } => {
             if hold.completed.load(Ordering::SeqCst) {
+                let ending = (ending, kind);
                 return completed(inner, &handler, &task, &policy, &hold, ending, value).await;
             }
-            finish(inner, &handler, &task, &policy, ending, kind, value).await
+            let (ending, result) = match inner.storable(task.source, result) {
+                Ok(result) => (ending, result),
+                Err(error) => (Ending::Failed { error, verdict: Verdict::Abort }, None),
+            };
+            let ended = finish(inner, &handler, &task, &policy, ending, kind, value).await;
+            Ended { result, ..ended }
         }
     }
 }
 
-fn failed(error: String) -> Report {
-    Report::Ended { ending: Ending::Failed { error, verdict: Verdict::Retry }, value: None }
+/// An attempt that failed without an error of the function's own.
+pub(crate) fn failed(error: String) -> Report {
+    let ending = Ending::Failed { error, verdict: Verdict::Retry };
+    Report::Ended { ending, value: None, result: None }
+}
+
+/// Why nothing of a function is started.
+pub(crate) fn paused(handler: &Arc<dyn Handler>) -> String {
+    let meta = handler.meta();
+    format!("source {} (`{}`) is paused", meta.source, meta.name)
 }
 
 /// Why a task is not run at all, if so.
@@ -507,28 +564,35 @@ async fn completed(
     task: &TaskLog,
     policy: &RetryPolicy,
     hold: &Arc<Hold>,
-    ending: Ending,
+    (ending, kind): (Ending, CauseKind),
     value: Option<Box<dyn Any + Send>>,
 ) -> Ended {
-    if let Ending::Failed { .. } = ending {
-        // Guarded by the old fence: void if the transaction was committed.
-        return finish(inner, handler, task, policy, ending, CauseKind::Error, value).await;
-    }
+    let failed = matches!(ending, Ending::Failed { .. });
     let mut backoff = Backoff::default();
-    let fence = loop {
-        match inner.store.holders(&[task.id.0]).await {
-            Ok(holders) => break holders.get(&task.id.0).map(|holder| holder.fence),
+    let found = loop {
+        match in_time(ANSWER, inner.store.holders(&[task.id.0])).await {
+            Ok(holders) => break holders.get(&task.id.0).map(|it| (it.fence, it.status)),
             Err(_) if hold.why_stopped().is_none() => backoff.pause().await,
             Err(_) => break None,
         }
     };
-    if fence == Some(task.fence) {
+    if found.is_some_and(|(fence, _)| fence == task.fence) {
+        if failed {
+            return finish(inner, handler, task, policy, ending, kind, value).await;
+        }
         let error = "the transaction that was given to `complete_in` was rolled back".to_owned();
         let ending = Ending::Failed { error, verdict: Verdict::Retry };
         return finish(inner, handler, task, policy, ending, CauseKind::Interrupted, None).await;
     }
-    let landed = Some(fence == Some(task.fence + 1));
-    Ended { kind: EndKind::Success, value, error: None, written: None, landed }
+    if failed {
+        return Ended::new(EndKind::Lost);
+    }
+    // Whoever took the task away, to cancel it for instance, has added 1 to its fence too.
+    let landed = found == Some((task.fence + 1, Status::Succeeded.number()));
+    if landed {
+        inner.waits.ended(task.id);
+    }
+    Ended { value, landed: Some(landed), ..Ended::new(EndKind::Success) }
 }
 
 /// The end of an attempt that counts.
@@ -554,7 +618,7 @@ async fn finish(
             exhausted(handler, task, error).await;
         }
     }
-    Ended { kind, value, error, written: Some(transition), landed: None }
+    Ended { value, error, written: Some(transition), ..Ended::new(kind) }
 }
 
 /// Runs the user's `on_exhausted`; its panic changes nothing.
@@ -572,7 +636,7 @@ fn put_back(task: &TaskLog, now: Millis) -> Ended {
         Transition { to: task.status, send_count: task.send_count, next: Some(now), error: None };
     let error = Some("interrupted before its end".to_owned());
     let kind = EndKind::Failed(CauseKind::Interrupted);
-    Ended { kind, value: None, error, written: Some(written), landed: None }
+    Ended { error, written: Some(written), ..Ended::new(kind) }
 }
 
 /// Due later, with nothing counted but its error kept.
@@ -585,8 +649,7 @@ fn undecodable(task: &TaskLog, now: Millis, error: String) -> Ended {
         next: Some(now.saturating_add(pause)),
         error: Some(error.clone()),
     };
-    let kind = EndKind::Undecodable;
-    Ended { kind, value: None, error: Some(error), written: Some(written), landed: None }
+    Ended { error: Some(error), written: Some(written), ..Ended::new(EndKind::Undecodable) }
 }
 
 /// How a body came to its end.
@@ -651,6 +714,8 @@ pub(crate) async fn hand_back(inner: &Arc<Inner>, waiting: Vec<Ready>) {
             send_count: back.send_count,
             next: back.next,
             error: None,
+            result: None,
+            attempt: None,
         };
         inner.writer.end(settlement, ready.hold).await;
         if let Some(tell) = ready.tell {

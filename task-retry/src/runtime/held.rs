@@ -88,10 +88,15 @@ impl Held {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A process never holds one id twice: `false` if it does hold this one.
+    /// A process never holds one id twice: `false` if an attempt of it runs here. One that has ended
+    /// makes room: whoever could claim its task again has seen its end written, or made it void.
     pub(crate) fn add(&self, hold: Arc<Hold>) -> bool {
         use std::collections::hash_map::Entry;
         match self.lock().entry(hold.id) {
+            Entry::Occupied(mut entry) if entry.get().ending.load(Ordering::Acquire) => {
+                entry.insert(hold);
+                true
+            }
             Entry::Occupied(_) => false,
             Entry::Vacant(entry) => {
                 entry.insert(hold);
@@ -107,8 +112,20 @@ impl Held {
         }
     }
 
+    /// Stops the attempt of a task, if one runs here.
+    pub(crate) fn stop(&self, id: i64, why: Stop) {
+        if let Some(hold) = self.lock().get(&id) {
+            hold.stop(why);
+        }
+    }
+
     pub(crate) fn contains(&self, id: i64) -> bool {
         self.lock().contains_key(&id)
+    }
+
+    /// What is held although its lease has run out by our clock.
+    pub(crate) fn expired(&self, now: Millis) -> Vec<i64> {
+        self.lock().values().filter(|hold| !hold.is_valid(now)).map(|hold| hold.id).collect()
     }
 
     /// Everything held, in the order of ids.

@@ -1,19 +1,23 @@
 //! What can be scheduled from outside as well: a pass over due rows, and the removal of history.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
+use super::claim::Tell;
 use super::execute::Told;
-use super::{Inner, TaskRetry, claim};
+use super::{Inner, TaskRetry, claim, pauses, waits};
 use crate::clock::floor_millis;
-use crate::store::{Which, steadily};
+use crate::store::{DEPENDENTS, Which, steadily};
 use crate::{Result, Status, TaskId};
 
 /// Rows removed by one statement.
 const ROWS: u32 = 1000;
+/// Pages of so many tasks that a pass looks through for orphans.
+const PAGES: usize = 100;
 /// How often history is removed.
 const EVERY: Duration = Duration::from_secs(3600);
 
@@ -56,8 +60,9 @@ impl TaskRetry {
     /// One pass of the retry job: runs what is due now, and returns when it has ended. For those who
     /// schedule retries from outside, with `job: false`.
     ///
-    /// With ids, it runs these tasks of this project whatever their status, also ended ones; only
-    /// tasks under a live lease, and of sources that are not registered here, are left alone.
+    /// With ids, it runs these tasks of this project whatever their status, also ended ones, and
+    /// although their source is paused; only tasks under a live lease, and of sources that are not
+    /// registered here, are left alone.
     ///
     /// Dropping the future leaves what was claimed to the workers.
     ///
@@ -66,6 +71,7 @@ impl TaskRetry {
     /// still runs.
     pub async fn run_due(&self, ids: Option<Vec<TaskId>>) -> Result<RunReport> {
         let inner = self.open()?;
+        waits::listen(inner);
         let mut report = RunReport::default();
         match ids {
             Some(ids) => {
@@ -80,7 +86,8 @@ impl TaskRetry {
     }
 
     /// One pass of the history job: deletes what was kept long enough (`data-kept-day`,
-    /// `failed-kept-day`), in small batches, and returns how many rows that were.
+    /// `failed-kept-day`), in small batches, with results and attempts, and returns how many tasks
+    /// that were.
     ///
     /// # Errors
     /// `Closed` while shutting down, `Store` if the database refuses; what was deleted stays deleted.
@@ -93,7 +100,7 @@ async fn run_ids(inner: &Arc<Inner>, ids: Vec<i64>, report: &mut RunReport) -> R
     let mut claim = inner.claim(inner.registry.sources(), ids.len() as u32);
     claim.ids = Some(ids);
     let tasks = steadily(|| inner.store.claim(&claim)).await?;
-    let told = start(inner, tasks, claim.until, report);
+    let told = start(inner, tasks, claim.until, true, report);
     hear(told, report).await;
     Ok(())
 }
@@ -102,7 +109,11 @@ async fn run_all(inner: &Arc<Inner>, report: &mut RunReport) -> Result<()> {
     // What fails now and is due again at once is the next pass's.
     let due = inner.clock.now();
     let limit = inner.task_limit.max(1);
+    pauses::look(inner).await;
     for source in inner.registry.sources() {
+        if inner.pauses.is_paused(source) {
+            continue;
+        }
         for which in [Which::Innocent, Which::Suspect] {
             loop {
                 let mut claim = inner.claim(vec![source], limit);
@@ -113,7 +124,7 @@ async fn run_all(inner: &Arc<Inner>, report: &mut RunReport) -> Result<()> {
                 }
                 let tasks = steadily(|| inner.store.claim(&claim)).await?;
                 let more = tasks.len() >= claim.limit as usize;
-                let told = start(inner, tasks, claim.until, report);
+                let told = start(inner, tasks, claim.until, false, report);
                 // Claims are as large as the pool, so that leases are not kept by what only waits.
                 hear(told, report).await;
                 if !more {
@@ -125,23 +136,24 @@ async fn run_all(inner: &Arc<Inner>, report: &mut RunReport) -> Result<()> {
     Ok(())
 }
 
-fn start(
+pub(super) fn start(
     inner: &Arc<Inner>,
     tasks: Vec<crate::TaskLog>,
     until: i64,
+    by_id: bool,
     report: &mut RunReport,
 ) -> Vec<oneshot::Receiver<Told>> {
     report.claimed += tasks.len() as u64;
     let mut told = Vec::with_capacity(tasks.len());
     for task in tasks {
-        let (tell, hear) = oneshot::channel();
-        claim::submit(inner, task, until, Some(tell));
+        let (to, hear) = oneshot::channel();
+        claim::submit(inner, task, until, Some(Tell { to, by_id }));
         told.push(hear);
     }
     told
 }
 
-async fn hear(told: Vec<oneshot::Receiver<Told>>, report: &mut RunReport) {
+pub(super) async fn hear(told: Vec<oneshot::Receiver<Told>>, report: &mut RunReport) {
     for told in told {
         report.count(told.await.unwrap_or(Told::Nothing));
     }
@@ -186,6 +198,22 @@ pub(crate) async fn strangers(inner: Arc<Inner>) {
     }
 }
 
+/// Deletes what is kept beside tasks that somebody else deleted: so many pages a pass, going on where
+/// the last one ended.
+async fn sweep(inner: &Inner) -> Result<()> {
+    for (table, swept) in DEPENDENTS.into_iter().zip(&inner.swept) {
+        for _ in 0..PAGES {
+            let after = swept.load(Ordering::Relaxed);
+            let last = steadily(|| inner.store.sweep(table, after, ROWS)).await?;
+            swept.store(last.unwrap_or(0), Ordering::Relaxed);
+            if last.is_none() || inner.closing.is_cancelled() {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
 async fn remove_history(inner: &Inner) -> Result<u64> {
     let kept = [
         (&[Status::Succeeded][..], inner.data_kept),
@@ -204,5 +232,6 @@ async fn remove_history(inner: &Inner) -> Result<u64> {
             }
         }
     }
+    sweep(inner).await?;
     Ok(removed)
 }

@@ -1,6 +1,7 @@
 //! Renewal of leases, on a thread and a connection of its own: neither code that blocks the runtime
 //! nor a busy pool can starve it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,16 +11,22 @@ use tracing::{debug, warn};
 
 use super::Inner;
 use super::held::{Hold, Stop};
-use crate::clock::ceil_millis;
-use crate::store::{Store, sibling, steadily};
+use crate::clock::{Millis, ceil_millis};
+use crate::store::{Fault, Store, in_time, sibling, steadily};
 
 /// Leases renewed by one statement.
 const ROWS: usize = 1000;
 /// How often the database is asked for its time.
 const SYNC: Duration = Duration::from_secs(30);
 
-/// Starts the thread; it ends when the runtime has shut down.
+/// Starts the thread; it ends when the runtime has shut down, or when the tokio runtime is gone that
+/// the attempts ran on: nobody is there then whose leases it could renew.
 pub(crate) fn spawn(inner: Arc<Inner>) -> std::io::Result<()> {
+    let ended = inner.ended.clone();
+    inner.handle.spawn(async move {
+        let _cancels = ended.clone().drop_guard();
+        ended.cancelled().await;
+    });
     let thread = std::thread::Builder::new().name("task-retry-lease".into());
     thread
         .spawn(move || {
@@ -36,13 +43,15 @@ pub(crate) fn spawn(inner: Arc<Inner>) -> std::io::Result<()> {
 }
 
 async fn run(inner: &Arc<Inner>) {
-    let store = Store { db: sibling(&inner.store.db), ..inner.store.clone() };
+    let connect = || Store { db: sibling(inner.store.db.pool()).into(), ..inner.store.clone() };
+    let mut store = connect();
     let period = inner.lease / 3;
+    let mut pause = period;
     let mut last = Instant::now();
     let mut synced = Instant::now();
     loop {
         tokio::select! {
-            () = tokio::time::sleep(period) => {}
+            () = tokio::time::sleep(pause) => {}
             () = inner.ended.cancelled() => return,
         }
         if last.elapsed() > inner.lease {
@@ -56,28 +65,45 @@ async fn run(inner: &Arc<Inner>) {
             }
         }
         match renew(inner, &store).await {
-            Ok(()) => last = Instant::now(),
-            Err(error) => warn!(%error, "leases cannot be renewed now; trying again"),
+            Ok(()) => {
+                last = Instant::now();
+                pause = period;
+            }
+            Err(error) => {
+                warn!(%error, "leases cannot be renewed now; trying again");
+                // The connection may be silent for ever, and there is still time for another.
+                store = connect();
+                pause = period / 10;
+            }
         }
     }
 }
 
-/// No statement here may hang for longer than a lease allows.
+/// No statement here may hang for so long that a lease runs out before it is tried again.
 async fn limited<T>(
     inner: &Inner,
     statement: impl Future<Output = Result<T, DbErr>>,
 ) -> Result<T, DbErr> {
-    tokio::time::timeout(inner.lease / 2, statement)
-        .await
-        .unwrap_or_else(|_| Err(DbErr::Custom("the database did not answer in time".into())))
+    in_time(inner.lease / 3, statement).await
 }
 
 async fn renew(inner: &Arc<Inner>, store: &Store) -> Result<(), DbErr> {
     let held = inner.held.all();
-    for holds in held.chunks(ROWS) {
+    let mut batches: Vec<&[Arc<Hold>]> = held.chunks(ROWS).collect();
+    while let Some(holds) = batches.pop() {
         let rows: Vec<(i64, i64)> = holds.iter().map(|hold| (hold.id, hold.fence)).collect();
         let until = inner.clock.now() + ceil_millis(inner.lease);
-        let renewed = limited(inner, steadily(|| store.renew(&rows, until))).await?;
+        let renewed = match limited(inner, renewal(store, &rows, until)).await {
+            // Where locked rows cannot be skipped, the one that keeps the others is found by halves.
+            Err(error) if store.optimistic && Fault::of(&error) == Fault::Repeat => {
+                if holds.len() > 1 {
+                    let (first, second) = holds.split_at(holds.len() / 2);
+                    batches.extend([first, second]);
+                }
+                continue;
+            }
+            renewed => renewed?,
+        };
         let mut missing = Vec::new();
         for hold in holds {
             match renewed.contains(&hold.id) {
@@ -90,6 +116,13 @@ async fn renew(inner: &Arc<Inner>, store: &Store) -> Result<(), DbErr> {
         }
     }
     Ok(())
+}
+
+async fn renewal(store: &Store, rows: &[(i64, i64)], until: Millis) -> Result<HashSet<i64>, DbErr> {
+    match store.optimistic {
+        true => store.renew(rows, until).await,
+        false => steadily(|| store.renew(rows, until)).await,
+    }
 }
 
 /// A row that was not renewed is merely locked, not stored yet, or somebody else's: only the last

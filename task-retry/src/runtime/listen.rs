@@ -1,21 +1,82 @@
-//! PostgreSQL's NOTIFY: rows that are stored unclaimed wake other processes of the project.
-//! It only saves waiting; what it misses, the next poll finds.
+//! PostgreSQL's NOTIFY: rows that are stored unclaimed wake other processes of the project, and so do
+//! the ends of tasks that they wait for. It only saves waiting; what it misses, the next poll finds.
+//!
+//! A message is the project, to wake the claims, or the project, a line feed and `waits` or `ended`
+//! with the process that sends it and ids of tasks.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use sea_orm::sqlx::postgres::{PgListener, PgPoolOptions};
 use sea_orm::{ConnectionTrait, DbBackend, Statement};
 use tracing::debug;
 
-use super::Inner;
 use super::write::Backoff;
+use super::{Inner, supervised, waits};
+use crate::TaskId;
 
 const CHANNEL: &str = "task_retry";
 /// At most one notification in this time.
 const DEBOUNCE: Duration = Duration::from_millis(20);
 /// A hundred processes do not ask at the same moment.
 const SPREAD: Duration = Duration::from_millis(20);
+/// How often the others are told what is waited for here: those that claim it later as well.
+pub(super) const TELL_EVERY: Duration = Duration::from_secs(30);
+/// How long what others wait for is remembered.
+const REMEMBER: Duration = Duration::from_secs(90);
+/// How many tasks that others wait for are remembered; the others are found by looking.
+const MOST: usize = 10_000;
+/// Ids of one message: 8,000 bytes are allowed.
+const IDS: usize = 300;
+
+/// What other processes wait for.
+#[derive(Default)]
+pub(crate) struct Elsewhere {
+    state: Mutex<Wanted>,
+    any: AtomicBool,
+    listening: AtomicBool,
+}
+
+#[derive(Default)]
+struct Wanted {
+    since: HashMap<i64, Instant>,
+    /// Those that have ended here, to be told.
+    ended: Vec<i64>,
+}
+
+impl Elsewhere {
+    fn lock(&self) -> MutexGuard<'_, Wanted> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A task has ended here; `true` if another process is to be told.
+    pub(super) fn ended(&self, id: i64) -> bool {
+        if !self.any.load(Ordering::Acquire) {
+            return false;
+        }
+        let mut wanted = self.lock();
+        let found = wanted.since.remove(&id).is_some();
+        if found {
+            wanted.ended.push(id);
+        }
+        self.any.store(!wanted.since.is_empty(), Ordering::Release);
+        found
+    }
+
+    fn want(&self, ids: impl Iterator<Item = i64>) {
+        let now = Instant::now();
+        let mut wanted = self.lock();
+        wanted.since.retain(|_, since| now - *since < REMEMBER);
+        for id in ids {
+            if wanted.since.len() < MOST || wanted.since.contains_key(&id) {
+                wanted.since.insert(id, now);
+            }
+        }
+        self.any.store(!wanted.since.is_empty(), Ordering::Release);
+    }
+}
 
 /// Whether there is something to listen to.
 pub(crate) fn applies(inner: &Inner) -> bool {
@@ -39,8 +100,62 @@ pub(crate) async fn send(inner: Arc<Inner>) {
     }
 }
 
+/// Tells the other processes that something waits here for these tasks.
+pub(super) async fn tell_of_waiting(inner: &Inner, ids: &[i64]) {
+    tell(inner, "waits", ids).await;
+}
+
+/// Tells the other processes of the ends that they wait for.
+pub(super) async fn tell_of_ends(inner: &Inner) {
+    let ended = std::mem::take(&mut inner.waits.elsewhere.lock().ended);
+    tell(inner, "ended", &ended).await;
+}
+
+async fn tell(inner: &Inner, what: &str, ids: &[i64]) {
+    for ids in ids.chunks(IDS) {
+        let mut message = format!("{}\n{what} {}", inner.store.project, inner.store.worker);
+        for id in ids {
+            message.push(' ');
+            message.push_str(&id.to_string());
+        }
+        let sql = "select pg_notify($1, $2)";
+        let values = [CHANNEL.into(), message.into()];
+        let statement = Statement::from_sql_and_values(DbBackend::Postgres, sql, values);
+        if let Err(error) = inner.store.db.execute_raw(statement).await {
+            debug!(%error, "other processes cannot be told; they will look");
+        }
+    }
+}
+
+/// Takes in what another process says.
+fn hear(inner: &Arc<Inner>, message: &str) {
+    let mut words = message.split_ascii_whitespace();
+    let (what, worker) = (words.next(), words.next());
+    if worker == Some(inner.store.worker.as_str()) {
+        return;
+    }
+    let ids = words.filter_map(|word| word.parse::<i64>().ok());
+    match what {
+        Some("waits") => {
+            inner.waits.elsewhere.want(ids);
+            // It sends what has ended.
+            waits::start(inner);
+        }
+        Some("ended") => ids.for_each(|id| inner.waits.heard_of(TaskId(id))),
+        // Of a newer version.
+        _ => {}
+    }
+}
+
+/// Starts to listen, if there is something to listen to and nobody does.
+pub(crate) fn start(inner: &Arc<Inner>) {
+    if applies(inner) && !inner.waits.elsewhere.listening.swap(true, Ordering::AcqRel) {
+        supervised(inner, "listener", listen);
+    }
+}
+
 /// Listens on a connection of its own, outside of any transaction.
-pub(crate) async fn listen(inner: Arc<Inner>) {
+async fn listen(inner: Arc<Inner>) {
     let mut backoff = Backoff::default();
     while !inner.closing.is_cancelled() {
         if let Err(error) = receive(&inner, &mut backoff).await {
@@ -54,7 +169,7 @@ pub(crate) async fn listen(inner: Arc<Inner>) {
 }
 
 async fn receive(inner: &Arc<Inner>, backoff: &mut Backoff) -> Result<(), sea_orm::sqlx::Error> {
-    let options = inner.store.db.get_postgres_connection_pool().connect_options();
+    let options = inner.store.db.pool().get_postgres_connection_pool().connect_options();
     let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with((*options).clone());
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.listen(CHANNEL).await?;
@@ -64,9 +179,16 @@ async fn receive(inner: &Arc<Inner>, backoff: &mut Backoff) -> Result<(), sea_or
             notification = listener.recv() => notification?,
             () = inner.closing.cancelled() => return Ok(()),
         };
-        if notification.payload() == inner.store.project {
-            tokio::time::sleep(SPREAD.mul_f64(fastrand::f64())).await;
-            inner.wake.kick();
+        match notification.payload().strip_prefix(inner.store.project.as_str()) {
+            Some("") => {
+                let inner = inner.clone();
+                inner.handle.clone().spawn(async move {
+                    tokio::time::sleep(SPREAD.mul_f64(fastrand::f64())).await;
+                    inner.wake.kick();
+                });
+            }
+            Some(rest) if rest.starts_with('\n') => hear(inner, rest),
+            _ => {}
         }
     }
 }

@@ -10,7 +10,7 @@ const ROWS: u64 = 500;
 /// Every change adds 1 to the task's fence, so that a late write of an attempt is void. Changes go in
 /// batches of 500 rows, each of them one statement: dropping the future stops between two.
 #[derive(Clone, Copy, Debug)]
-pub struct Tasks<'a>(&'a TaskRetry);
+pub struct Tasks<'a>(pub(super) &'a TaskRetry);
 
 /// What a change did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,12 +38,15 @@ impl<'a> Tasks<'a> {
     /// Tasks by id, the smallest first: 1,000 unless the filter has a limit, never more than 100,000.
     /// For the next page, [`Filter::after`] the last id.
     ///
+    /// Contexts are decoded where this runtime's codec can, and as they are stored where it cannot.
+    ///
     /// # Errors
     /// `Store` if the database refuses.
     pub async fn list(&self, filter: Filter) -> Result<Vec<TaskLog>> {
         let inner = self.0.inner();
         let now = inner.clock.now();
-        Ok(steadily(|| inner.store.list(&filter, now)).await?)
+        let tasks = steadily(|| inner.store.list(&filter, now)).await?;
+        Ok(tasks.into_iter().map(|task| inner.shown(task)).collect())
     }
 
     /// How many tasks a filter matches; its limit is not used.
@@ -76,7 +79,8 @@ impl<'a> Tasks<'a> {
         self.change(Change::Cancel, filter).await
     }
 
-    /// Deletes tasks, in whatever status, except those under a live lease.
+    /// Deletes tasks, in whatever status, except those under a live lease, with their results and
+    /// attempts.
     ///
     /// # Errors
     /// As for [`retry_now`](Self::retry_now).
@@ -98,6 +102,7 @@ impl<'a> Tasks<'a> {
             return Err(Error::new(ErrorKind::Registry, what));
         };
         handler.check(Some(&context)).map_err(|error| Error::new(ErrorKind::Context, error))?;
+        let context = inner.seal(task.source, Some(context))?.unwrap_or_default();
         inner.store.row(id.0, task.source, &Default::default(), Some(context.clone()))?;
         let now = inner.clock.now();
         if steadily(|| inner.store.edit_context(id, &context, now)).await? {
@@ -126,6 +131,9 @@ impl<'a> Tasks<'a> {
             if page.seen < most {
                 break;
             }
+        }
+        if changed.changed > 0 && change != Change::RetryNow {
+            inner.waits.some_ended();
         }
         Ok(changed)
     }

@@ -2,7 +2,7 @@
 //! A lane that is free writes at once, so a lone call waits for nobody; while lanes write, the next
 //! batch gathers.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,8 +13,10 @@ use tracing::{error, warn};
 
 use super::Inner;
 use super::held::Hold;
-use crate::store::{Fault, Inserted, NewRow, Settlement, new_id, steadily};
-use crate::{Error, ErrorKind, Status};
+use crate::store::{
+    ANSWER, Fault, Inserted, NewRow, Settlement, Store, error_text, in_time, is_timeout, steadily,
+};
+use crate::{Error, ErrorKind, Status, TaskId};
 
 /// Most rows of a statement.
 pub(crate) const ROWS: usize = 1000;
@@ -53,7 +55,15 @@ struct End {
     settlement: Settlement,
     hold: Arc<Hold>,
     reply: Option<oneshot::Sender<bool>>,
+    /// What is written is not what the attempt was told.
+    voided: bool,
     _room: OwnedSemaphorePermit,
+}
+
+/// Ends that could not be written within a limit.
+struct Late {
+    ends: Vec<End>,
+    limit: Duration,
 }
 
 #[derive(Default)]
@@ -61,6 +71,9 @@ struct Queues {
     inserts: VecDeque<Insert>,
     successes: VecDeque<End>,
     others: VecDeque<End>,
+    late: VecDeque<Late>,
+    /// No insert is taken in any more.
+    closed: bool,
     /// Batches that lanes are writing.
     busy: usize,
 }
@@ -68,6 +81,7 @@ struct Queues {
 pub(crate) struct Writer {
     queues: Mutex<Queues>,
     work: Notify,
+    late: Notify,
     idle: Notify,
     room: Arc<Semaphore>,
     /// Stop trying: what cannot be written now never will be.
@@ -84,6 +98,7 @@ impl Writer {
         Self {
             queues: Mutex::default(),
             work: Notify::new(),
+            late: Notify::new(),
             idle: Notify::new(),
             room: Arc::new(Semaphore::new(ROOM)),
             give_up: AtomicBool::new(false),
@@ -104,8 +119,19 @@ impl Writer {
         let Some(room) = self.room().await else {
             return then.refused(Refusal::Rejected(closed()));
         };
-        self.lock().inserts.push_back(Insert { row, then, lost: false, _room: room });
+        let mut queues = self.lock();
+        if queues.closed {
+            drop(queues);
+            return then.refused(Refusal::Rejected(closed()));
+        }
+        queues.inserts.push_back(Insert { row, then, lost: false, _room: room });
+        drop(queues);
         self.work.notify_one();
+    }
+
+    /// Takes in no insert any more; those that were taken in are still written.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
     }
 
     /// Hands over the end of an attempt. The receiver hears whether it took effect.
@@ -117,8 +143,11 @@ impl Writer {
         let (reply, answer) = oneshot::channel();
         hold.ending.store(true, Ordering::Release);
         if let Some(room) = self.room().await {
-            let end = End { settlement, hold, reply: Some(reply), _room: room };
+            let end = End { settlement, hold, reply: Some(reply), voided: false, _room: room };
             let mut queues = self.lock();
+            if self.gives_up() {
+                return answer;
+            }
             match end.settlement.to {
                 Status::Succeeded => queues.successes.push_back(end),
                 _ => queues.others.push_back(end),
@@ -137,15 +166,34 @@ impl Writer {
             return None;
         }
         queues.busy += 1;
-        Some(if queues.inserts.len() == longest {
-            Batch::Inserts(take(&mut queues.inserts, |insert| insert.row.bytes()))
-        } else if queues.successes.len() == longest {
-            Batch::Ends(take(&mut queues.successes, |_| 16))
-        } else {
-            Batch::Ends(take(&mut queues.others, |end| {
-                32 + end.settlement.error.as_ref().map_or(0, String::len)
-            }))
-        })
+        if queues.inserts.len() == longest {
+            let bytes = |insert: &Insert| insert.row.bytes();
+            return Some(Batch::Inserts(take(&mut queues.inserts, bytes, |_| true)));
+        }
+        // The answer to a batch goes by ids, so it holds no two ends of one task: an attempt that has
+        // lost its task may end beside the one that has it now.
+        let mut ids = HashSet::new();
+        let first = |end: &End| ids.insert(end.settlement.id);
+        let Queues { successes, others, .. } = &mut *queues;
+        let ends = if successes.len() == longest { successes } else { others };
+        Some(Batch::Ends(take(ends, |end| end.settlement.bytes(), first)))
+    }
+
+    /// Leaves ends to the lane of the late ones. If there was no answer, one of them may be locked and
+    /// keep the others: in halves then, and with more time, since what was given up goes on waiting.
+    fn put_off(&self, mut ends: Vec<End>, limit: Duration, timeout: bool) {
+        let half = if timeout { ends.split_off(ends.len() / 2) } else { Vec::new() };
+        let limit = if timeout { (limit * 2).min(64 * ANSWER) } else { limit };
+        let halves = [ends, half].into_iter().filter(|ends| !ends.is_empty());
+        self.lock().late.extend(halves.map(|ends| Late { ends, limit }));
+        self.late.notify_one();
+    }
+
+    fn next_late(&self) -> Option<Late> {
+        let mut queues = self.lock();
+        let late = queues.late.pop_front()?;
+        queues.busy += 1;
+        Some(late)
     }
 
     fn done(&self) {
@@ -156,12 +204,13 @@ impl Writer {
         }
     }
 
-    fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         let queues = self.lock();
         queues.busy == 0
             && queues.inserts.is_empty()
             && queues.successes.is_empty()
             && queues.others.is_empty()
+            && queues.late.is_empty()
     }
 
     /// Waits until everything is written, at most this long; then gives up what is not.
@@ -171,15 +220,22 @@ impl Writer {
             // Bounded, since the notification may come just before we wait for it.
             let _ = tokio::time::timeout(Duration::from_millis(20), self.idle.notified()).await;
         }
-        self.room.close();
-        self.give_up.store(true, Ordering::Release);
-        self.work.notify_waiters();
+        self.give_up();
         let mut queues = self.lock();
         for insert in queues.inserts.drain(..) {
             insert.then.refused(Refusal::Rejected(closed()));
         }
         queues.successes.clear();
         queues.others.clear();
+        queues.late.clear();
+    }
+
+    /// The lanes try once more to write what waits, and end.
+    pub(crate) fn give_up(&self) {
+        self.room.close();
+        self.give_up.store(true, Ordering::Release);
+        self.work.notify_waiters();
+        self.late.notify_one();
     }
 
     fn gives_up(&self) -> bool {
@@ -187,11 +243,15 @@ impl Writer {
     }
 }
 
-fn take<T>(queue: &mut VecDeque<T>, bytes: impl Fn(&T) -> usize) -> Vec<T> {
+fn take<T>(
+    queue: &mut VecDeque<T>,
+    bytes: impl Fn(&T) -> usize,
+    mut goes: impl FnMut(&T) -> bool,
+) -> Vec<T> {
     let mut sum = 0;
     let fits = |item: &T| {
         sum += bytes(item);
-        sum <= BYTES
+        sum <= BYTES && goes(item)
     };
     let count = queue.iter().take(ROWS).take_while(with(fits)).count().max(1);
     queue.drain(..count).collect()
@@ -208,6 +268,7 @@ pub(crate) fn closed() -> Error {
 /// One lane: it writes batch after batch until the writer has given up.
 pub(crate) async fn lane(inner: Arc<Inner>) {
     let writer = &inner.writer;
+    let store = inner.store.kept();
     loop {
         let work = writer.work.notified();
         tokio::pin!(work);
@@ -216,8 +277,10 @@ pub(crate) async fn lane(inner: Arc<Inner>) {
             Some(batch) => {
                 let _done = Done(writer);
                 match batch {
-                    Batch::Inserts(inserts) => insert(&inner, inserts).await,
-                    Batch::Ends(ends) => end(&inner, ends).await,
+                    Batch::Inserts(inserts) => insert(&inner, &store, inserts).await,
+                    Batch::Ends(ends) => {
+                        end(&inner, &store, ends, ANSWER).await;
+                    }
                 }
             }
             None if writer.gives_up() => return,
@@ -235,14 +298,14 @@ impl Drop for Done<'_> {
     }
 }
 
-async fn insert(inner: &Arc<Inner>, inserts: Vec<Insert>) {
+async fn insert(inner: &Arc<Inner>, store: &Store, inserts: Vec<Insert>) {
     let asked_until = Instant::now() + ASK;
     let mut batches = vec![inserts];
     let mut backoff = Backoff::default();
     while let Some(mut batch) = batches.pop() {
         let rows: Vec<NewRow> = batch.iter().map(|insert| insert.row.clone()).collect();
         let now = inner.clock.now();
-        let result = steadily(|| inner.store.insert(&inner.store.db, &rows, now)).await;
+        let result = steadily(|| in_time(ANSWER, store.insert(&store.db, &rows, now))).await;
         let error = match result {
             Ok(answers) => {
                 let again = answer(inner, batch, answers);
@@ -253,7 +316,11 @@ async fn insert(inner: &Arc<Inner>, inserts: Vec<Insert>) {
             }
             Err(error) => error,
         };
-        match Fault::of(&error) {
+        let fault = Fault::of(&error);
+        for insert in &mut batch {
+            insert.lost |= fault == Fault::Lost;
+        }
+        match fault {
             Fault::Duplicate | Fault::Data if batch.len() > 1 => {
                 let half = batch.split_off(batch.len() / 2);
                 batches.push(half);
@@ -261,14 +328,11 @@ async fn insert(inner: &Arc<Inner>, inserts: Vec<Insert>) {
             }
             // The same ids again: if the lost statement is carried out after all, one of the two
             // meets the other's rows and adds nothing.
-            fault @ (Fault::Lost | Fault::Unsent | Fault::Repeat)
-                if (fault == Fault::Lost || batch.iter().any(|insert| insert.lost))
+            Fault::Lost | Fault::Unsent | Fault::Repeat
+                if batch.iter().any(|insert| insert.lost)
                     && Instant::now() < asked_until
                     && !inner.writer.gives_up() =>
             {
-                for insert in &mut batch {
-                    insert.lost |= fault == Fault::Lost;
-                }
                 batches.push(batch);
                 backoff.pause().await;
             }
@@ -291,7 +355,7 @@ fn answer(inner: &Arc<Inner>, batch: Vec<Insert>, answers: Vec<Inserted>) -> Vec
                 insert.then.refused(Refusal::Duplicate(id, status));
             }
             Inserted::IdTaken => {
-                insert.row.id = new_id(inner.clock.now());
+                insert.row.id = inner.clock.new_id();
                 again.push(insert);
             }
         }
@@ -315,13 +379,15 @@ fn refuse(batch: Vec<Insert>, error: &DbErr) {
     }
 }
 
-async fn end(inner: &Arc<Inner>, ends: Vec<End>) {
+/// Writes ends of attempts, each statement within the limit, and tells whether all are written. What
+/// is not is left to the lane of the [`late`] ones, so that callers and other ends do not wait for it.
+async fn end(inner: &Arc<Inner>, store: &Store, ends: Vec<End>, limit: Duration) -> bool {
     let mut batches = vec![ends];
-    let mut backoff = Backoff::default();
+    let mut all = true;
     while let Some(mut batch) = batches.pop() {
         let rows: Vec<Settlement> = batch.iter().map(|end| end.settlement.clone()).collect();
         let now = inner.clock.now();
-        let error = match steadily(|| inner.store.settle(&rows, now)).await {
+        let error = match steadily(|| in_time(limit, store.settle(&rows, now))).await {
             Ok(landed) => {
                 for (end, landed) in batch.into_iter().zip(landed) {
                     settled(inner, end, landed);
@@ -339,22 +405,67 @@ async fn end(inner: &Arc<Inner>, ends: Vec<End>) {
             error!(%error, tasks = batch.len(), "ends of attempts could not be written: they run again");
             batch.into_iter().for_each(|end| inner.held.remove(&end.hold));
         } else {
-            if fault == Fault::Data {
-                // Only the text can be at fault.
-                batch[0].settlement.error = Some("an error that the database cannot hold".into());
+            match fault {
+                Fault::Data => make_fit(&mut batch[0], &error),
+                // What is told of an attempt may get lost, its end may not.
+                Fault::Refused => {
+                    batch.iter_mut().for_each(|end| end.settlement.attempt = None);
+                }
+                _ => {}
             }
             warn!(%error, tasks = batch.len(), "ends of attempts cannot be written now; trying again");
-            batches.push(batch);
-            backoff.pause().await;
+            inner.writer.put_off(batch, limit, is_timeout(&error));
+            all = false;
         }
+    }
+    all
+}
+
+/// The lane of ends that could not be written at the first try: the database is away, or somebody
+/// has locked one of the rows.
+pub(crate) async fn late(inner: Arc<Inner>) {
+    let writer = &inner.writer;
+    let store = inner.store.kept();
+    let mut backoff = Backoff::default();
+    loop {
+        match writer.next_late() {
+            Some(late) => {
+                let _done = Done(writer);
+                match end(&inner, &store, late.ends, late.limit).await {
+                    true => backoff.reset(),
+                    false => backoff.pause().await,
+                }
+            }
+            None if writer.gives_up() => return,
+            None => writer.late.notified().await,
+        }
+    }
+}
+
+/// Only a text can be at fault: an error, or a value. A success without its value is none.
+fn make_fit(end: &mut End, error: &DbErr) {
+    let settlement = &mut end.settlement;
+    if settlement.result.take().is_some() {
+        settlement.to = Status::Failed;
+        settlement.send_count = settlement.send_count.saturating_add(1);
+        settlement.error =
+            Some(error_text(&format!("the database cannot hold the result: {error}")));
+        // The attempt was told that it had succeeded.
+        end.voided = true;
+    } else {
+        settlement.error = Some("an error that the database cannot hold".into());
     }
 }
 
 fn settled(inner: &Arc<Inner>, end: End, landed: bool) {
     inner.held.remove(&end.hold);
-    if landed && let Some(next) = end.settlement.next {
-        inner.wake.due_at(next);
+    if landed {
+        match end.settlement.next {
+            Some(next) => inner.wake.due_at(next),
+            None => inner.waits.ended(TaskId(end.settlement.id)),
+        }
     }
+    let landed = landed && !end.voided;
     if let Some(reply) = end.reply {
         let _ = reply.send(landed);
     }

@@ -268,18 +268,25 @@ impl Store {
             sql.push(" and (locked_by is null or next_send_time <= ");
             sql.bind(self.times.down(now)).push(")");
         }
-        Ok(self.execute(sql.build()).await?.rows_affected())
+        match change {
+            Change::Purge => self.delete(sql, ids).await,
+            _ => Ok(self.execute(sql.build()).await?.rows_affected()),
+        }
     }
 
     /// Ends an open task as succeeded, from outside; `false` if there is no such open task.
     pub(crate) async fn complete(&self, task: TaskId, now: Millis) -> Result<bool, DbErr> {
+        Ok(self.execute(self.completion(task, now).build()).await?.rows_affected() == 1)
+    }
+
+    pub(super) fn completion(&self, task: TaskId, now: Millis) -> Sql {
         let mut sql = self.sql(
             "update t_sys_mq_resend_log set status = 3, crash_count = 0, next_send_time = null, \
              locked_by = null, fence = fence + 1",
         );
         self.touch(&mut sql, "update_time", now).push(" where id = ").bind(self.id(task.0));
         sql.push(" and project_name = ").bind(self.project.as_str()).push(" and ").push(OPEN);
-        Ok(self.execute(sql.build()).await?.rows_affected() == 1)
+        sql
     }
 
     /// Fails an open task from outside, if its fence is still this one.
@@ -359,6 +366,6 @@ impl Store {
         let mut sql = self.sql("delete from t_sys_mq_resend_log where id in ");
         sql.list(self.ids(&found)).push(" and status in ");
         sql.list(statuses.iter().map(|status| status.number()));
-        Ok(self.execute(sql.build()).await?.rows_affected())
+        self.delete(sql, &found).await
     }
 }

@@ -54,8 +54,25 @@ pub(crate) async fn connect(url: &str, config: &Config) -> Result<DatabaseConnec
     // The server's zone stays what it is: `update_time` of a starter's table is written by it.
     #[cfg(feature = "mysql")]
     options.map_sqlx_mysql_opts(|options| options.timezone(None));
+    #[cfg(feature = "postgres")]
+    options.map_sqlx_postgres_pool_opts(|options| options.after_release(alive));
+    #[cfg(feature = "mysql")]
+    options.map_sqlx_mysql_pool_opts(|options| options.after_release(alive));
     Database::connect(options).await.map_err(|error| {
         Error::new(ErrorKind::Store, "the database cannot be reached").with_source(error)
+    })
+}
+
+/// Closes a connection that comes back from a statement which was given up and does not answer
+/// either. The pool's own test would wait for it for ever, and keep its place.
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+fn alive<C: sea_orm::sqlx::Connection>(
+    connection: &mut C,
+    _: sea_orm::sqlx::pool::PoolConnectionMetadata,
+) -> futures_util::future::BoxFuture<'_, Result<bool, sea_orm::sqlx::Error>> {
+    Box::pin(async {
+        let ping = tokio::time::timeout(Duration::from_secs(2), connection.ping());
+        ping.await.unwrap_or(Err(sea_orm::sqlx::Error::PoolTimedOut)).map(|()| true)
     })
 }
 

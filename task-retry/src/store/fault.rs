@@ -1,6 +1,6 @@
 //! What a database error means for the protocol.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sea_orm::DbErr;
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
@@ -29,6 +29,7 @@ impl Fault {
     pub(crate) fn of(error: &DbErr) -> Self {
         match error {
             DbErr::ConnectionAcquire(_) => Self::Unsent,
+            error if is_timeout(error) => Self::Lost,
             #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
             DbErr::Conn(RuntimeErr::SqlxError(error)) => match Self::of_sqlx(error) {
                 Self::Lost => Self::Unsent,
@@ -109,16 +110,41 @@ impl Fault {
     }
 }
 
-/// Repeats what failed with a deadlock or its like, a bounded number of times.
+/// How long the runtime waits for the answer to a statement of its own.
+pub(crate) const ANSWER: Duration = Duration::from_secs(10);
+
+const NO_ANSWER: &str = "the database did not answer in time";
+
+/// Gives a statement up that is not answered in time: the database is frozen, its host is gone and
+/// nobody says so, or somebody keeps a lock. It may be carried out all the same.
+pub(crate) async fn in_time<T>(
+    limit: Duration,
+    statement: impl Future<Output = Result<T, DbErr>>,
+) -> Result<T, DbErr> {
+    let answer = tokio::time::timeout(limit, statement).await;
+    answer.unwrap_or_else(|_| Err(DbErr::Custom(NO_ANSWER.to_owned())))
+}
+
+/// Whether a statement was given up by [`in_time`].
+pub(crate) fn is_timeout(error: &DbErr) -> bool {
+    matches!(error, DbErr::Custom(what) if what == NO_ANSWER)
+}
+
+/// Repeats what failed with a deadlock or its like, a bounded number of times, and not for long: what
+/// waited for a lock each time, as for the one writer of SQLite, may wait for its own caller.
 pub(crate) async fn steadily<T, F, Fut>(mut run: F) -> Result<T, DbErr>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, DbErr>>,
 {
+    const LONG: Duration = Duration::from_secs(10);
+    let start = Instant::now();
     let mut tries = 0;
     loop {
         match run().await {
-            Err(error) if tries < 20 && Fault::of(&error) == Fault::Repeat => {
+            Err(error)
+                if tries < 20 && start.elapsed() < LONG && Fault::of(&error) == Fault::Repeat =>
+            {
                 tries += 1;
                 let most = 2_u64 << tries.min(6);
                 tokio::time::sleep(Duration::from_millis(fastrand::u64(1..=most))).await;

@@ -62,7 +62,11 @@ pub(super) fn succeed(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
         sql("update t_sys_mq_resend_log set status = 3, crash_count = 0, next_send_time = null, \
          locked_by = null");
     store.touch(&mut sql, "update_time", now).push(" where ");
-    guard(store, &mut sql, rows.iter().map(|row| (row.id, row.fence)));
+    // Sizes are powers of two, by repeating the last row, so that few statements are prepared and
+    // the driver's cache keeps them.
+    let last = rows.last().into_iter().cycle();
+    let padded = rows.iter().chain(last).take(rows.len().next_power_of_two());
+    guard(store, &mut sql, padded.map(|row| (row.id, row.fence)));
     sql
 }
 
@@ -116,7 +120,10 @@ pub(super) async fn renew(
     let mut sql = sql("select id, fence from t_sys_mq_resend_log where ");
     guard(store, &mut sql, held.iter().copied());
     sql.push(" order by id");
-    if !store.optimistic {
+    if store.optimistic {
+        // Seconds: the caller then looks for the locked row.
+        transaction.execute_unprepared("set innodb_lock_wait_timeout = 1").await?;
+    } else {
         sql.push(" for update skip locked");
     }
     let mut mine = Vec::new();

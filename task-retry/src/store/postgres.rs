@@ -5,6 +5,7 @@ use sea_orm::DbBackend;
 use super::row::columns;
 use super::sql::{OPEN, Sql};
 use super::{Claim, NewRow, Settlement, Store};
+use crate::Status;
 use crate::clock::{Millis, to_datetime};
 
 fn sql(text: &str) -> Sql {
@@ -54,6 +55,7 @@ pub(super) fn succeed(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
     sql.bind(bigints(rows.iter().map(|row| row.fence)))
         .push("::text::bigint[]) as v(id, fence) where ");
     guard(store, &mut sql);
+    sql.push(" returning t.id");
     sql
 }
 
@@ -72,48 +74,101 @@ pub(super) fn settle(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
     sql.bind(texts(rows.iter().map(|row| row.error.as_deref())));
     sql.push("::text::text[]) as v(id, fence, status, send_count, next, error) where ");
     guard(store, &mut sql);
+    sql.push(" returning t.id");
     sql
 }
 
+/// Ends of attempts and what is kept of those that take effect: one statement, so one transaction.
+pub(super) fn settle_and_keep(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
+    let mut sql = match rows.iter().all(|row| row.to == Status::Succeeded) {
+        true => succeed(store, rows, now),
+        false => settle(store, rows, now),
+    };
+    sql.start_with("with landed as (").push(")");
+    let results = || rows.iter().filter_map(|row| Some((row, row.result.as_deref()?)));
+    if results().next().is_some() {
+        sql.push(
+            ", results as (insert into t_task_retry_result (task_id, fence, result) \
+             select v.* from unnest(",
+        );
+        sql.bind(bigints(results().map(|(row, _)| row.id))).push("::text::bigint[], ");
+        sql.bind(bigints(results().map(|(row, _)| row.fence))).push("::text::bigint[], ");
+        sql.bind(texts(results().map(|(_, result)| Some(result)))).push("::text::text[]");
+        sql.push(
+            ") as v(id, fence, result) join landed on landed.id = v.id on conflict (task_id) \
+             do update set fence = excluded.fence, result = excluded.result)",
+        );
+    }
+    let attempts = || rows.iter().filter_map(|row| Some((row, row.attempt?)));
+    if attempts().next().is_some() {
+        sql.push(
+            ", attempts as (insert into t_task_retry_attempt \
+             (task_id, fence, attempt, start_time, duration_ms, error, worker) select v.*, ",
+        );
+        sql.bind(store.worker.as_str()).push("::text from unnest(");
+        sql.bind(bigints(attempts().map(|(row, _)| row.id))).push("::text::bigint[], ");
+        sql.bind(bigints(attempts().map(|(row, _)| row.fence))).push("::text::bigint[], ");
+        sql.bind(ints(attempts().map(|(row, _)| Some(row.send_count as i32))));
+        sql.push("::text::int[], ");
+        sql.bind(times(attempts().map(|(_, attempt)| Some(attempt.start))));
+        sql.push("::text::timestamptz[], ");
+        sql.bind(bigints(attempts().map(|(_, attempt)| attempt.millis)));
+        sql.push("::text::bigint[], ");
+        let error = |row: &Settlement| row.error.clone().unwrap_or_default();
+        let errors: Vec<String> = attempts().map(|(row, _)| error(row)).collect();
+        sql.bind(texts(errors.iter().map(|error| Some(error.as_str())))).push("::text::text[]");
+        sql.push(
+            ") as v(id, fence, attempt, start_time, duration_ms, error) \
+             join landed on landed.id = v.id on conflict do nothing)",
+        );
+    }
+    sql.push(" select id from landed");
+    sql
+}
+
+/// The guard, in a form that the planner cannot take for selective: whatever the table's statistics
+/// say, the rows are then found by their ids. As plain conditions, `locked_by = …` after an ANALYZE
+/// that saw no locked row made it scan all open rows for each row of the batch.
 fn guard(store: &Store, sql: &mut Sql) {
-    sql.push("t.id = v.id and t.fence = v.fence and t.locked_by = ");
-    sql.bind(store.worker.as_str()).push(" and t.").push(OPEN).push(" returning t.id");
+    sql.push("t.id = v.id and case when t.fence = v.fence and t.locked_by = ");
+    sql.bind(store.worker.as_str()).push(" and t.").push(OPEN);
+    sql.push(" then true else false end");
 }
 
 pub(super) fn renew(store: &Store, held: &[(i64, i64)], until: Millis) -> Sql {
     let mut sql = sql("with mine as (select t.id from t_sys_mq_resend_log t join unnest(");
     sql.bind(bigints(held.iter().map(|held| held.0))).push("::text::bigint[], ");
-    sql.bind(bigints(held.iter().map(|held| held.1))).push("::text::bigint[]) as v(id, fence) ");
-    sql.push("on t.id = v.id and t.fence = v.fence where t.locked_by = ");
-    sql.bind(store.worker.as_str()).push(" and t.").push(OPEN);
+    sql.bind(bigints(held.iter().map(|held| held.1))).push("::text::bigint[]) as v(id, fence) on ");
+    guard(store, &mut sql);
     sql.push(" order by t.id for update of t skip locked) ");
     sql.push("update t_sys_mq_resend_log t set next_send_time = ").bind(to_datetime(until));
-    sql.push(" from mine where t.id = mine.id returning t.id");
+    sql.push(" where t.id = any(array(select id from mine)) returning t.id");
     sql
 }
 
-/// Picks due rows and takes them, in one statement. The update repeats what was read, so that safety
-/// does not rest on `skip locked`.
+/// Picks due rows and takes them, in one statement. The update asks once more whether a row is due,
+/// so that safety does not rest on `skip locked`; see [`guard`] for its form.
 pub(super) fn claim(store: &Store, claim: &Claim) -> Sql {
-    let mut sql = sql("with due as (select id, fence, status from t_sys_mq_resend_log where ");
-    store.due(&mut sql, claim);
-    if store.optimistic {
-        sql.push(") ");
-    } else {
-        sql.push(" for update skip locked) ");
-    }
-    sql.push(
-        "update t_sys_mq_resend_log t set fence = t.fence + 1, crash_count = t.crash_count + ",
-    );
-    sql.push("case when t.locked_by is null then 0 else 1 end, ");
+    let mut sql = sql("update t_sys_mq_resend_log t set fence = t.fence + 1, ");
+    sql.push("crash_count = t.crash_count + case when t.locked_by is null then 0 else 1 end, ");
     if claim.ids.is_some() {
         sql.push("status = case when t.status in (0, 1) then t.status else 1 end, ");
     }
     sql.push("locked_by = ").bind(store.worker.as_str());
     sql.push(", next_send_time = ").bind(to_datetime(claim.until));
     sql.push(", update_time = ").bind(to_datetime(claim.now));
-    sql.push(" from due where t.id = due.id and t.fence = due.fence and t.status = due.status");
-    sql.push(" returning ").push(&columns("t."));
+    sql.push(" where t.id = any(array(select id from t_sys_mq_resend_log where ");
+    store.due(&mut sql, claim);
+    if !store.optimistic {
+        sql.push(" for update skip locked");
+    }
+    sql.push(")) and case when ");
+    match claim.ids {
+        Some(_) => sql.push("t.locked_by is null or t.next_send_time is null or "),
+        None => sql.push("t.").push(OPEN).push(" and "),
+    };
+    sql.push("t.next_send_time <= ").bind(to_datetime(claim.now));
+    sql.push(" then true else false end returning ").push(&columns("t."));
     sql
 }
 

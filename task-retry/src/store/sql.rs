@@ -26,6 +26,12 @@ impl Sql {
         self
     }
 
+    /// Puts a text that binds nothing before all others.
+    pub(crate) fn start_with(&mut self, text: &str) -> &mut Self {
+        self.text.insert_str(0, text);
+        self
+    }
+
     pub(crate) fn bind(&mut self, value: impl Into<Value>) -> &mut Self {
         self.values.push(value.into());
         match self.backend {

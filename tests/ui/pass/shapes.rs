@@ -132,6 +132,7 @@ const SEND: i32 = 38;
     retry_if = is_temporary,
     on_exhausted = hooks::tell,
     concurrency = 4,
+    store_result,
     crate = ::task_retry,
 )]
 async fn everything(order: &Order) -> Answer<u64> {

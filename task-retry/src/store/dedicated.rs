@@ -1,0 +1,165 @@
+//! A connection that is kept, for loops that send statement after statement.
+//!
+//! A pool pings each connection when it is given back, which doubles the round trips of a small
+//! statement. Only the writing lanes and the claims keep one, and only of pools that can spare it.
+
+use sea_orm::prelude::async_trait::async_trait;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+use sea_orm::{ConnAcquireErr, RuntimeErr, Values, sqlx};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbBackend, DbErr, ExecResult, QueryResult, Statement,
+};
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+use sea_query_sqlx::SqlxValues;
+
+/// Connections that have to be left to others.
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+const SPARE: u32 = 4;
+
+/// The runtime's access to its database.
+#[derive(Debug)]
+pub(crate) struct Db {
+    pool: DatabaseConnection,
+    kept: Kept,
+}
+
+#[derive(Debug, Default)]
+enum Kept {
+    /// Every statement takes a connection out of the pool.
+    #[default]
+    None,
+    #[cfg(feature = "postgres")]
+    Postgres(tokio::sync::Mutex<Option<sqlx::pool::PoolConnection<sqlx::Postgres>>>),
+    #[cfg(feature = "mysql")]
+    MySql(tokio::sync::Mutex<Option<sqlx::pool::PoolConnection<sqlx::MySql>>>),
+}
+
+/// A clone shares the pool and keeps nothing.
+impl Clone for Db {
+    fn clone(&self) -> Self {
+        self.pool.clone().into()
+    }
+}
+
+impl From<DatabaseConnection> for Db {
+    fn from(pool: DatabaseConnection) -> Self {
+        Self { pool, kept: Kept::None }
+    }
+}
+
+impl Db {
+    pub(crate) fn pool(&self) -> &DatabaseConnection {
+        &self.pool
+    }
+
+    /// The same database through a connection of its own, taken at the first statement and let go
+    /// after an error.
+    pub(crate) fn kept(&self) -> Self {
+        let pool = self.pool.clone();
+        let kept = match pool.get_database_backend() {
+            #[cfg(feature = "postgres")]
+            DbBackend::Postgres if spares(pool.get_postgres_connection_pool().options()) => {
+                Kept::Postgres(Default::default())
+            }
+            #[cfg(feature = "mysql")]
+            DbBackend::MySql if spares(pool.get_mysql_connection_pool().options()) => {
+                Kept::MySql(Default::default())
+            }
+            _ => Kept::None,
+        };
+        Self { pool, kept }
+    }
+}
+
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+fn spares<D: sqlx::Database>(options: &sqlx::pool::PoolOptions<D>) -> bool {
+    options.get_max_connections() > SPARE + 3
+}
+
+/// Runs a query on the kept connection, and lets the connection go if that fails.
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+macro_rules! on_kept {
+    ($kept:ident, $pool:expr, $statement:ident, $method:ident, $wrap:expr) => {{
+        let mut kept = $kept.lock().await;
+        let mut connection = match kept.take() {
+            Some(connection) => connection,
+            None => $pool.acquire().await.map_err(not_acquired)?,
+        };
+        let values = SqlxValues($statement.values.clone().unwrap_or(Values(Vec::new())));
+        let query = sqlx::query_with(sqlx::AssertSqlSafe($statement.sql.as_str()), values);
+        // Not put back before it has answered: whoever is dropped in between has broken it.
+        let result = query.$method(&mut *connection).await;
+        match result {
+            Ok(answer) => {
+                *kept = Some(connection);
+                Ok($wrap(answer))
+            }
+            Err(error) => {
+                if error.as_database_error().is_some() {
+                    *kept = Some(connection);
+                } else {
+                    connection.close_on_drop();
+                }
+                Err(DbErr::Query(RuntimeErr::SqlxError(error.into())))
+            }
+        }
+    }};
+}
+
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+fn not_acquired(error: sqlx::Error) -> DbErr {
+    match error {
+        sqlx::Error::PoolTimedOut => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
+        sqlx::Error::PoolClosed => DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed),
+        error => DbErr::Conn(RuntimeErr::SqlxError(error.into())),
+    }
+}
+
+#[async_trait]
+impl ConnectionTrait for Db {
+    fn get_database_backend(&self) -> DbBackend {
+        self.pool.get_database_backend()
+    }
+
+    async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
+        match &self.kept {
+            Kept::None => self.pool.execute_raw(statement).await,
+            #[cfg(feature = "postgres")]
+            Kept::Postgres(kept) => {
+                let pool = self.pool.get_postgres_connection_pool();
+                on_kept!(kept, pool, statement, execute, ExecResult::from)
+            }
+            #[cfg(feature = "mysql")]
+            Kept::MySql(kept) => {
+                let pool = self.pool.get_mysql_connection_pool();
+                on_kept!(kept, pool, statement, execute, ExecResult::from)
+            }
+        }
+    }
+
+    async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
+        self.pool.execute_unprepared(sql).await
+    }
+
+    async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
+        Ok(self.query_all_raw(statement).await?.into_iter().next())
+    }
+
+    async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        match &self.kept {
+            Kept::None => self.pool.query_all_raw(statement).await,
+            #[cfg(feature = "postgres")]
+            Kept::Postgres(kept) => {
+                let pool = self.pool.get_postgres_connection_pool();
+                let wrap = |rows: Vec<_>| rows.into_iter().map(QueryResult::from).collect();
+                on_kept!(kept, pool, statement, fetch_all, wrap)
+            }
+            #[cfg(feature = "mysql")]
+            Kept::MySql(kept) => {
+                let pool = self.pool.get_mysql_connection_pool();
+                let wrap = |rows: Vec<_>| rows.into_iter().map(QueryResult::from).collect();
+                on_kept!(kept, pool, statement, fetch_all, wrap)
+            }
+        }
+    }
+}

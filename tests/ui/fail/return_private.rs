@@ -1,0 +1,11 @@
+//! A public function has public types.
+use task_retry::retryable;
+
+struct Receipt;
+
+#[retryable(source = 30)]
+pub async fn send_sms(_order_id: u64) -> Result<Receipt, String> {
+    Ok(Receipt)
+}
+
+fn main() {}
