@@ -104,6 +104,7 @@ impl NewRow {
             expire_time: self.expire.map(time),
             last_error: None,
             trace_context: self.trace,
+            unreadable: None,
         }
     }
 }
@@ -239,8 +240,31 @@ impl Store {
         self.db.query_all_raw(statement).await
     }
 
-    fn decode(&self, rows: &[QueryResult]) -> Result<Vec<TaskLog>, DbErr> {
-        rows.iter().map(|row| row::decode(row, &self.times)).collect()
+    /// The tasks of rows. One that cannot be named is left out: it is not this version's.
+    fn decode(&self, rows: &[QueryResult]) -> Vec<TaskLog> {
+        let decode = |row| match row::decode(row, &self.times) {
+            Ok(task) => Some(task),
+            Err(error) => {
+                tracing::warn!(%error, "a row of the table is left out");
+                None
+            }
+        };
+        rows.iter().filter_map(decode).collect()
+    }
+
+    /// The columns of a task. PostgreSQL's infinite times are beyond what others can hold.
+    fn columns(&self, prefix: &str) -> String {
+        let columns = row::columns(prefix);
+        if self.backend() != DbBackend::Postgres {
+            return columns;
+        }
+        ["next_send_time", "create_time", "update_time", "expire_time"].iter().fold(
+            columns,
+            |columns, time| {
+                let column = format!("{prefix}{time}");
+                columns.replace(&column, &postgres::finite(&column))
+            },
+        )
     }
 
     /// `, update_time = …`, except where the server does that.
@@ -506,7 +530,7 @@ impl Store {
             DbBackend::Postgres => postgres::claim(self, claim),
             _ => sqlite::claim(self, claim),
         };
-        self.decode(&self.query(sql.build()).await?)
+        Ok(self.decode(&self.query(sql.build()).await?))
     }
 
     /// The condition, order and limit of a claim.
@@ -561,9 +585,12 @@ impl Store {
         for (index, (source, floor)) in sources.iter().enumerate() {
             sql.push(if index == 0 { "" } else { " union all " });
             // A sub-select of its own, since not every dialect takes `limit` inside a union.
-            sql.push(
-                "select * from (select source, next_send_time from t_sys_mq_resend_log where ",
-            );
+            let time = match self.backend() {
+                DbBackend::Postgres => postgres::finite("next_send_time"),
+                _ => "next_send_time".to_owned(),
+            };
+            sql.push("select * from (select source, ").push(&time);
+            sql.push(" as first_due from t_sys_mq_resend_log where ");
             sql.push("project_name = ").bind(self.project.as_str()).push(" and source = ");
             sql.bind(*source).push(" and ").push(OPEN);
             match floor {

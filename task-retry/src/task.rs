@@ -144,6 +144,8 @@ pub struct TaskLog {
     pub last_error: Option<String>,
     /// The caller's trace (W3C `traceparent`).
     pub trace_context: Option<String>,
+    /// What of the row could not be read.
+    pub(crate) unreadable: Option<String>,
 }
 
 impl TaskLog {

@@ -25,8 +25,6 @@
 //! Left out: claims always take over what holders let run out (the code waits with that for a while
 //! after an outage); a row that nobody can decode (it is put back like another); history and purges.
 //!
-//! Two checks are not in the code yet ([`Check::Longest`], and [`Check::DueAgain`] in `store/mysql.rs`).
-//!
 //! `cargo test -p task-retry-model -- --nocapture` prints the numbers of states and what is found where
 //! a check is missing; `--ignored` goes further, for some minutes.
 

@@ -361,7 +361,6 @@ fn assert_put_back(row: &TaskLog, clock: &ManualClock) {
 
 /// SQLite stores what it is given, and people and other programs write to the table, too.
 #[test]
-#[ignore = "today it does: its source is not claimed any more, and nothing is listed"]
 fn a_row_that_cannot_be_read_does_not_stop_the_others() {
     let bench = Bench::new();
     bench.tokio.block_on(async {
@@ -492,7 +491,6 @@ fn no_configuration_panics() {
 
 /// What is not ours may be somebody's password, unless it is a key.
 #[test]
-#[ignore = "today it does, of a YAML document that is one text"]
 fn no_error_of_a_configuration_quotes_the_rest_of_the_document() {
     fuzz("secrets", configuration, |text| {
         for error in

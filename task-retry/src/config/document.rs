@@ -129,6 +129,11 @@ impl<'de> Deserialize<'de> for Document {
                 Ok(Document::default())
             }
 
+            /// serde's own error would quote the whole text.
+            fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Document, E> {
+                Err(E::custom("it is one text, and not sections, `task-retry` among them"))
+            }
+
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Document, A::Error> {
                 let mut document = Document::default();
                 while let Some(name) = map.next_key::<String>()? {

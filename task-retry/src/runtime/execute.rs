@@ -480,6 +480,9 @@ async fn run(inner: &Arc<Inner>, ready: Ready, keep_value: bool) -> Ended {
         let ending = Ending::Failed { error, verdict: Verdict::Retry };
         return finish(inner, &handler, &task, &policy, ending, CauseKind::TimedOut, None).await;
     }
+    if let Some(error) = task.unreadable.clone() {
+        return undecodable(&task, now, error);
+    }
     if let Some(name) = task.task_name.as_ref().filter(|name| **name != handler.meta().name) {
         let error = format!(
             "the row was stored for the function `{name}`, and source {} is `{}` here",

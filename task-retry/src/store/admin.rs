@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sea_orm::DbErr;
 
-use super::row::{columns, get, id};
+use super::row::{get, id};
 use super::sql::{OPEN, Sql};
 use super::{Store, error_text, id_at};
 use crate::clock::{Millis, floor_millis, to_millis};
@@ -193,10 +193,10 @@ impl Change {
 impl Store {
     pub(crate) async fn list(&self, filter: &Filter, now: Millis) -> Result<Vec<TaskLog>, DbErr> {
         let mut sql = self.sql("select ");
-        sql.push(&columns("")).push(" from t_sys_mq_resend_log");
+        sql.push(&self.columns("")).push(" from t_sys_mq_resend_log");
         filter.conditions(self, &mut sql, now);
         sql.push(" order by id limit ").bind(filter.limit.unwrap_or(1000).min(100_000) as i64);
-        self.decode(&self.query(sql.build()).await?)
+        Ok(self.decode(&self.query(sql.build()).await?))
     }
 
     pub(crate) async fn count(&self, filter: &Filter, now: Millis) -> Result<u64, DbErr> {

@@ -6,7 +6,7 @@ use sea_orm::{
     ConnectionTrait, DbBackend, DbErr, IsolationLevel, TransactionSession, TransactionTrait,
 };
 
-use super::row::{columns, get, id};
+use super::row::{get, id};
 use super::sql::{OPEN, Sql};
 use super::{Claim, NewRow, Settlement, Store};
 use crate::clock::Millis;
@@ -131,8 +131,12 @@ pub(super) async fn renew(
         mine.push((id(&row, 0, DbBackend::MySql)?, get::<i64>(&row, 1)?));
     }
     if !mine.is_empty() {
-        let mut sql = self::sql("update t_sys_mq_resend_log set next_send_time = ");
-        sql.bind(store.times.up(until)).push(" where ");
+        // Never back: an earlier renewal whose connection was lost may arrive after a later one.
+        let mut sql = self::sql(
+            "update t_sys_mq_resend_log set next_send_time = case when next_send_time > ",
+        );
+        sql.bind(store.times.up(until)).push(" then next_send_time else ");
+        sql.bind(store.times.up(until)).push(" end where ");
         guard(store, &mut sql, mine.iter().copied());
         transaction.execute_raw(sql.build()).await?;
     }
@@ -149,13 +153,13 @@ pub(super) async fn claim(
 ) -> Result<Vec<TaskLog>, DbErr> {
     let transaction = db.begin_with_config(Some(IsolationLevel::ReadCommitted), None).await?;
     let mut sql = sql("select ");
-    sql.push(&columns("")).push(" from t_sys_mq_resend_log where ");
+    sql.push(&store.columns("")).push(" from t_sys_mq_resend_log where ");
     store.due(&mut sql, claim);
     if !store.optimistic {
         sql.push(" for update skip locked");
     }
     let rows = transaction.query_all_raw(sql.build()).await?;
-    let mut due = store.decode(&rows)?;
+    let mut due = store.decode(&rows);
     if due.is_empty() {
         transaction.rollback().await?;
         return Ok(due);
@@ -177,7 +181,12 @@ pub(super) async fn claim(
         sql.bind(task.id.0 as u64).push(", ").bind(task.fence).push(", ");
         sql.bind(task.status.number()).push(")");
     }
-    sql.push(")");
+    // Without a lock in between, a late holder may have renewed the lease that had run out.
+    sql.push(match claim.ids {
+        Some(_) => ") and (locked_by is null or next_send_time is null or next_send_time <= ",
+        None => ") and (next_send_time <= ",
+    });
+    sql.bind(store.times.down(claim.now)).push(")");
     let taken = transaction.execute_raw(sql.build()).await?.rows_affected();
     if taken < due.len() as u64 {
         let fences = mine(store, &transaction, &due).await?;

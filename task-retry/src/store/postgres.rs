@@ -2,7 +2,6 @@
 
 use sea_orm::DbBackend;
 
-use super::row::columns;
 use super::sql::{OPEN, Sql};
 use super::{Claim, NewRow, Settlement, Store};
 use crate::Status;
@@ -141,7 +140,10 @@ pub(super) fn renew(store: &Store, held: &[(i64, i64)], until: Millis) -> Sql {
     sql.bind(bigints(held.iter().map(|held| held.1))).push("::text::bigint[]) as v(id, fence) on ");
     guard(store, &mut sql);
     sql.push(" order by t.id for update of t skip locked) ");
-    sql.push("update t_sys_mq_resend_log t set next_send_time = ").bind(to_datetime(until));
+    // Never back: an earlier renewal whose connection was lost may arrive after a later one.
+    sql.push("update t_sys_mq_resend_log t set next_send_time = case when t.next_send_time > ");
+    sql.bind(to_datetime(until)).push(" then t.next_send_time else ");
+    sql.bind(to_datetime(until)).push(" end");
     sql.push(" where t.id = any(array(select id from mine)) returning t.id");
     sql
 }
@@ -168,8 +170,16 @@ pub(super) fn claim(store: &Store, claim: &Claim) -> Sql {
         None => sql.push("t.").push(OPEN).push(" and "),
     };
     sql.push("t.next_send_time <= ").bind(to_datetime(claim.now));
-    sql.push(" then true else false end returning ").push(&columns("t."));
+    sql.push(" then true else false end returning ").push(&store.columns("t."));
     sql
+}
+
+/// A time that every database and chrono can hold.
+pub(super) fn finite(column: &str) -> String {
+    format!(
+        "case {column} when 'infinity' then timestamptz '9999-12-31 23:59:59+00' \
+         when '-infinity' then timestamptz 'epoch' else {column} end"
+    )
 }
 
 fn bigints(values: impl Iterator<Item = i64>) -> String {

@@ -36,33 +36,76 @@ pub(crate) fn columns(prefix: &str) -> String {
 }
 
 /// A row that was selected by [`columns`].
+///
+/// Other programs write to the table too, so a value may be of a kind that cannot be read, such as text
+/// that is not UTF-8 or a zero date. The row is then told apart by [`TaskLog::unreadable`], and the
+/// others of its batch are as good as ever. An error is a row that cannot even be named.
 pub(crate) fn decode(row: &QueryResult, times: &Times) -> Result<TaskLog, DbErr> {
     let backend = times.backend;
     let number = status(row, 4, backend)?;
+    let id = TaskId(id(row, 0, backend)?);
+    let status = Status::from_number(number).ok_or_else(|| {
+        DbErr::Type(format!("task {id} has the status {number}, which this version does not know"))
+    })?;
+    let mut unreadable = None;
+    let mut doubt = Doubt { row, times, unreadable: &mut unreadable };
     Ok(TaskLog {
-        id: TaskId(id(row, 0, backend)?),
-        project_name: get(row, 1)?,
+        id,
+        status,
+        project_name: doubt.get(1),
         source: get(row, 2)?,
-        msg_key: get(row, 3)?,
-        status: Status::from_number(number).ok_or_else(|| {
-            DbErr::Type(format!("a row has the status {number}, which this version does not know"))
-        })?,
-        send_count: get::<i32>(row, 5)?.max(0) as u32,
-        topic: get(row, 6)?,
-        context: get(row, 7)?,
-        next_send_time: time(row, 8, times)?,
-        create_time: time(row, 9, times)?.unwrap_or_default(),
-        update_time: time(row, 10, &Times { offset: 0, ..*times })?.unwrap_or_default(),
+        msg_key: doubt.get(3),
+        send_count: doubt.get::<i32>(5).max(0) as u32,
+        topic: doubt.get(6),
+        context: doubt.get(7),
+        next_send_time: doubt.time(8),
+        create_time: doubt.time(9).unwrap_or_default(),
+        update_time: Doubt { times: &Times { offset: 0, ..*times }, ..doubt.again() }
+            .time(10)
+            .unwrap_or_default(),
         fence: get(row, 11)?,
-        locked_by: get(row, 12)?,
-        crash_count: get::<i32>(row, 13)?.max(0) as u32,
-        unique_key: get(row, 14)?,
-        task_name: get(row, 15)?,
-        max_retry: get::<Option<i32>>(row, 16)?.map(|retries| retries.max(0) as u32),
-        expire_time: time(row, 17, times)?,
-        last_error: get(row, 18)?,
-        trace_context: get(row, 19)?,
+        locked_by: doubt.get(12),
+        crash_count: doubt.get::<i32>(13).max(0) as u32,
+        unique_key: doubt.get(14),
+        task_name: doubt.get(15),
+        max_retry: doubt.get::<Option<i32>>(16).map(|retries| retries.max(0) as u32),
+        expire_time: doubt.time(17),
+        last_error: doubt.get(18),
+        trace_context: doubt.get(19),
+        unreadable,
     })
+}
+
+/// Reads values, and remembers the first that cannot be read.
+struct Doubt<'a> {
+    row: &'a QueryResult,
+    times: &'a Times,
+    unreadable: &'a mut Option<String>,
+}
+
+impl Doubt<'_> {
+    fn again(&mut self) -> Doubt<'_> {
+        Doubt { row: self.row, times: self.times, unreadable: self.unreadable }
+    }
+
+    fn get<T: TryGetable + Default>(&mut self, index: usize) -> T {
+        let value = get(self.row, index);
+        self.unless_error(index, value)
+    }
+
+    fn time(&mut self, index: usize) -> Option<DateTime<Utc>> {
+        let value = time(self.row, index, self.times);
+        self.unless_error(index, value)
+    }
+
+    /// The driver's error may quote the value, so it is not kept.
+    fn unless_error<T: Default>(&mut self, index: usize, value: Result<T, DbErr>) -> T {
+        value.unwrap_or_else(|_| {
+            let column = COLUMNS[index];
+            self.unreadable.get_or_insert_with(|| format!("the column `{column}` cannot be read"));
+            T::default()
+        })
+    }
 }
 
 pub(crate) fn get<T: TryGetable>(row: &QueryResult, index: usize) -> Result<T, DbErr> {

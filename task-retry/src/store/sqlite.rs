@@ -4,7 +4,6 @@
 use sea_orm::DbBackend;
 use serde::Serialize;
 
-use super::row::columns;
 use super::sql::{OPEN, Sql};
 use super::{Claim, NewRow, Settlement, Store};
 use crate::clock::Millis;
@@ -84,9 +83,12 @@ fn guard(store: &Store, sql: &mut Sql) {
 }
 
 pub(super) fn renew(store: &Store, held: &[(i64, i64)], until: Millis) -> Sql {
-    let mut sql = sql("update t_sys_mq_resend_log as t set next_send_time = ");
-    sql.bind(store.times.up(until));
-    sql.push(" from (select value ->> 0 as id, value ->> 1 as fence from json_each(");
+    // Never back, as in the other databases.
+    let mut sql =
+        sql("update t_sys_mq_resend_log as t set next_send_time = case when t.next_send_time > ");
+    sql.bind(store.times.up(until)).push(" then t.next_send_time else ");
+    sql.bind(store.times.up(until))
+        .push(" end from (select value ->> 0 as id, value ->> 1 as fence from json_each(");
     sql.bind(json(held.iter())).push(")) as v where ");
     guard(store, &mut sql);
     sql
@@ -104,7 +106,7 @@ pub(super) fn claim(store: &Store, claim: &Claim) -> Sql {
     sql.push(", update_time = ").bind(store.times.down(claim.now));
     sql.push(" where id in (select id from t_sys_mq_resend_log where ");
     store.due(&mut sql, claim);
-    sql.push(") returning ").push(&columns(""));
+    sql.push(") returning ").push(&store.columns(""));
     sql
 }
 
