@@ -350,6 +350,29 @@ impl Store {
         rows: &[NewRow],
         now: Millis,
     ) -> Result<Vec<Inserted>, DbErr> {
+        self.insert_with(db, rows, now, false).await
+    }
+
+    /// Stores rows that have keys. It does not wait long for a transaction of somebody else's that
+    /// holds one of them, but fails with [`Fault::Repeat`].
+    pub(crate) async fn insert_keyed(
+        &self,
+        rows: &[NewRow],
+        now: Millis,
+    ) -> Result<Vec<Inserted>, DbErr> {
+        if self.backend() == DbBackend::MySql && !self.optimistic {
+            self.query(mysql::probe_keys(self, rows).build()).await?;
+        }
+        self.insert_with(&self.db, rows, now, true).await
+    }
+
+    async fn insert_with<C: ConnectionTrait>(
+        &self,
+        db: &C,
+        rows: &[NewRow],
+        now: Millis,
+        impatient: bool,
+    ) -> Result<Vec<Inserted>, DbErr> {
         let stored: HashSet<i64> = match self.backend() {
             DbBackend::MySql => {
                 match db.execute_raw(mysql::insert(self, rows, now).build()).await {
@@ -362,7 +385,7 @@ impl Store {
             }
             backend => {
                 let sql = match backend {
-                    DbBackend::Postgres => postgres::insert(self, rows, now),
+                    DbBackend::Postgres => postgres::insert(self, rows, now, impatient),
                     _ => sqlite::insert(self, rows, now),
                 };
                 let stored = db.query_all_raw(sql.build()).await?;

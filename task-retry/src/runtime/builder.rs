@@ -409,6 +409,7 @@ fn second_default() -> Error {
 fn run(inner: &Arc<Inner>) -> Result<()> {
     // SQLite has one writer; others take two batches side by side.
     let lanes = if inner.store.times.backend == DbBackend::Sqlite { 1 } else { 2 };
+    supervised(inner, "keyed writer", write::keyed);
     for _ in 0..lanes {
         supervised(inner, "writer", write::lane);
     }

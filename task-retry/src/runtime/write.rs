@@ -69,6 +69,8 @@ struct Late {
 #[derive(Default)]
 struct Queues {
     inserts: VecDeque<Insert>,
+    /// Rows with keys: they may have to wait for somebody's transaction, and others not for them.
+    keyed: VecDeque<Insert>,
     successes: VecDeque<End>,
     others: VecDeque<End>,
     late: VecDeque<Late>,
@@ -81,6 +83,7 @@ struct Queues {
 pub(crate) struct Writer {
     queues: Mutex<Queues>,
     work: Notify,
+    keyed: Notify,
     late: Notify,
     idle: Notify,
     room: Arc<Semaphore>,
@@ -98,6 +101,7 @@ impl Writer {
         Self {
             queues: Mutex::default(),
             work: Notify::new(),
+            keyed: Notify::new(),
             late: Notify::new(),
             idle: Notify::new(),
             room: Arc::new(Semaphore::new(ROOM)),
@@ -124,9 +128,15 @@ impl Writer {
             drop(queues);
             return then.refused(Refusal::Rejected(closed()));
         }
-        queues.inserts.push_back(Insert { row, then, lost: false, _room: room });
+        let keyed = row.unique_key.is_some();
+        let insert = Insert { row, then, lost: false, _room: room };
+        let (queue, work) = match keyed {
+            true => (&mut queues.keyed, &self.keyed),
+            false => (&mut queues.inserts, &self.work),
+        };
+        queue.push_back(insert);
         drop(queues);
-        self.work.notify_one();
+        work.notify_one();
     }
 
     /// Takes in no insert any more; those that were taken in are still written.
@@ -189,6 +199,21 @@ impl Writer {
         self.late.notify_one();
     }
 
+    fn next_keyed(&self) -> Option<Vec<Insert>> {
+        let mut queues = self.lock();
+        if queues.keyed.is_empty() {
+            return None;
+        }
+        queues.busy += 1;
+        Some(take(&mut queues.keyed, |insert| insert.row.bytes(), |_| true))
+    }
+
+    /// Something more is being written, until the guard is dropped.
+    fn busy(&self) -> Done<'_> {
+        self.lock().busy += 1;
+        Done(self)
+    }
+
     fn next_late(&self) -> Option<Late> {
         let mut queues = self.lock();
         let late = queues.late.pop_front()?;
@@ -208,6 +233,7 @@ impl Writer {
         let queues = self.lock();
         queues.busy == 0
             && queues.inserts.is_empty()
+            && queues.keyed.is_empty()
             && queues.successes.is_empty()
             && queues.others.is_empty()
             && queues.late.is_empty()
@@ -222,7 +248,8 @@ impl Writer {
         }
         self.give_up();
         let mut queues = self.lock();
-        for insert in queues.inserts.drain(..) {
+        let Queues { inserts, keyed, .. } = &mut *queues;
+        for insert in inserts.drain(..).chain(keyed.drain(..)) {
             insert.then.refused(Refusal::Rejected(closed()));
         }
         queues.successes.clear();
@@ -235,6 +262,7 @@ impl Writer {
         self.room.close();
         self.give_up.store(true, Ordering::Release);
         self.work.notify_waiters();
+        self.keyed.notify_one();
         self.late.notify_one();
     }
 
@@ -296,6 +324,72 @@ impl Drop for Done<'_> {
     fn drop(&mut self) {
         self.0.done();
     }
+}
+
+/// The lane of rows with keys. Those that somebody's transaction stands in the way of go on in a task
+/// of their own, so that this lane waits for nobody.
+pub(crate) async fn keyed(inner: Arc<Inner>) {
+    let writer = &inner.writer;
+    let store = inner.store.kept();
+    loop {
+        match writer.next_keyed() {
+            Some(batch) => {
+                let _done = Done(writer);
+                let contended = insert_keyed(&inner, &store, batch, false).await;
+                if !contended.is_empty() {
+                    let inner = inner.clone();
+                    inner.handle.clone().spawn(async move {
+                        let _done = inner.writer.busy();
+                        insert_keyed(&inner, &inner.store, contended, true).await;
+                    });
+                }
+            }
+            None if writer.gives_up() => return,
+            None => writer.keyed.notified().await,
+        }
+    }
+}
+
+/// Stores rows with keys. What a transaction stands in the way of is given back, or, with patience,
+/// tried again, in halves and then one by one, for a while.
+async fn insert_keyed(
+    inner: &Arc<Inner>,
+    store: &Store,
+    inserts: Vec<Insert>,
+    patient: bool,
+) -> Vec<Insert> {
+    let until = Instant::now() + ASK;
+    let mut batches = VecDeque::from([inserts]);
+    let mut contended = Vec::new();
+    let mut backoff = Backoff::default();
+    while let Some(mut batch) = batches.pop_front() {
+        let rows: Vec<NewRow> = batch.iter().map(|insert| insert.row.clone()).collect();
+        let now = inner.clock.now();
+        match in_time(ANSWER, store.insert_keyed(&rows, now)).await {
+            Ok(answers) => {
+                let again = answer(inner, batch, answers);
+                if !again.is_empty() {
+                    batches.push_back(again);
+                }
+            }
+            Err(error) => match Fault::of(&error) {
+                Fault::Repeat if !patient => contended.extend(batch),
+                Fault::Repeat | Fault::Duplicate | Fault::Data if batch.len() > 1 => {
+                    let half = batch.split_off(batch.len() / 2);
+                    batches.push_front(half);
+                    batches.push_front(batch);
+                }
+                Fault::Repeat if Instant::now() < until && !inner.writer.gives_up() => {
+                    batches.push_back(batch);
+                    backoff.pause().await;
+                }
+                Fault::Repeat => refuse(batch, &error),
+                // Asks again, or refuses, as for all others.
+                _ => insert(inner, store, batch).await,
+            },
+        }
+    }
+    contended
 }
 
 async fn insert(inner: &Arc<Inner>, store: &Store, inserts: Vec<Insert>) {

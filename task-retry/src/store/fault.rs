@@ -160,6 +160,9 @@ impl From<DbErr> for Error {
             Fault::Unsent => (ErrorKind::Store, "the database cannot be reached"),
             Fault::Lost => (ErrorKind::Store, "the connection to the database was lost"),
             Fault::Data => (ErrorKind::Context, "the database cannot hold a value"),
+            Fault::Repeat => {
+                (ErrorKind::Store, "a transaction of somebody else's holds what this needs")
+            }
             _ => (ErrorKind::Store, "the database refused a statement"),
         };
         Error::new(kind, what).with_source(error)

@@ -57,6 +57,22 @@ pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis) -> Sql {
     sql
 }
 
+/// Finds out whether a transaction of somebody else's holds one of these keys, without waiting for it:
+/// an insert that waits would keep others from inserting beside it. Fails with a lock error then.
+pub(super) fn probe_keys(store: &Store, rows: &[NewRow]) -> Sql {
+    // By that index, or rows of others would be locked as well.
+    let mut sql = sql("select id from t_sys_mq_resend_log force index (uk_task_retry_unique_key) \
+         where project_name = ");
+    sql.bind(store.project.as_str()).push(" and (");
+    let keyed = rows.iter().filter_map(|row| Some((row.source, row.unique_key.as_deref()?)));
+    for (index, (source, key)) in keyed.enumerate() {
+        sql.push(if index == 0 { "(source = " } else { " or (source = " });
+        sql.bind(source).push(" and unique_key = ").bind(key).push(")");
+    }
+    sql.push(") for update nowait");
+    sql
+}
+
 pub(super) fn succeed(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
     let mut sql =
         sql("update t_sys_mq_resend_log set status = 3, crash_count = 0, next_send_time = null, \

@@ -15,9 +15,15 @@ pub(super) fn now() -> Sql {
     sql("select cast(floor(extract(epoch from clock_timestamp()) * 1000) as bigint)")
 }
 
-/// One statement, whatever the number of rows; rows that meet a unique index are left out.
-pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis) -> Sql {
-    let mut sql = sql(
+/// One statement, whatever the number of rows; rows that meet a unique index are left out. The
+/// impatient form does not wait long for a transaction that holds one of the keys.
+pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis, impatient: bool) -> Sql {
+    let mut sql = sql(if impatient {
+        "with patience as materialized (select set_config('lock_timeout', '200', true) as set) "
+    } else {
+        ""
+    });
+    sql.push(
         "insert into t_sys_mq_resend_log (id, source, msg_key, topic, context, next_send_time, fence, \
          locked_by, unique_key, task_name, max_retry, expire_time, trace_context, project_name, \
          create_time, update_time) \
@@ -39,7 +45,11 @@ pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis) -> Sql {
     sql.bind(ints(rows.iter().map(|row| row.max_retry))).push("::text::int[], ");
     sql.bind(times(rows.iter().map(|row| row.expire))).push("::text::timestamptz[], ");
     sql.bind(texts(rows.iter().map(|row| row.trace.as_deref()))).push("::text::text[]");
-    sql.push(") as v on conflict do nothing returning id");
+    sql.push(") as v");
+    if impatient {
+        sql.push(" where exists (select from patience where set <> '')");
+    }
+    sql.push(" on conflict do nothing returning id");
     sql
 }
 
