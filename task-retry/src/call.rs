@@ -341,7 +341,7 @@ fn ready(
     inner.held.add(hold.clone());
     let store = &inner.store;
     let task = Arc::new(row.into_log(&store.project, &store.worker, inner.clock.now()));
-    Ready { task, hold, handler, args, tell: None, by_id: false }
+    Ready { task, hold, handler, args, tell: None, by_id: false, failed: None }
 }
 
 pub(crate) async fn enqueue(inner: &Arc<Inner>, mut insertion: Insertion) -> Result<Enqueued> {

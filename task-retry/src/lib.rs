@@ -64,6 +64,7 @@ mod context;
 mod encryption;
 mod enqueued;
 mod error;
+mod finite;
 pub mod guide;
 mod outcome;
 mod policy;

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::context::{Env, Need, States};
+use crate::finite::is_finite;
 use crate::private::{Probes, StoredResult};
 use crate::runtime::execute::failed;
 use crate::source::{RESERVED, ROCKET_MQ};
@@ -185,6 +186,11 @@ pub(crate) trait Handler: Send + Sync {
     /// Whether a context could be run.
     fn check(&self, context: Option<&str>) -> Result<(), String>;
 
+    /// Whether something is to be run before a task is given up.
+    fn has_hook(&self) -> bool {
+        false
+    }
+
     fn on_exhausted(&self, _task: &TaskLog, _error: &str) -> Option<BoxFuture<'static, ()>> {
         None
     }
@@ -248,6 +254,10 @@ impl<R: Retryable> Handler for Function<R> {
         decode::<R>(context).map(drop)
     }
 
+    fn has_hook(&self) -> bool {
+        self.0.on_exhausted.is_some()
+    }
+
     fn on_exhausted(&self, task: &TaskLog, error: &str) -> Option<BoxFuture<'static, ()>> {
         self.0.on_exhausted.map(|hook| hook(task.clone(), error.to_owned()))
     }
@@ -292,7 +302,7 @@ pub(crate) fn encode<R: Retryable>(args: &R::Args) -> Result<(String, R::Args)> 
     let refuse = |what: String| {
         Error::new(ErrorKind::Context, format!("the arguments of `{}` {what}", R::spec().meta.name))
     };
-    let text = catch_unwind(AssertUnwindSafe(|| serde_json::to_string(args)))
+    let text = catch_unwind(AssertUnwindSafe(|| to_json(args)))
         .map_err(|_| refuse("panicked while they were encoded".into()))?
         .map_err(|error| refuse("cannot be stored as JSON".into()).with_source(error))?;
     if text.len() > MAX_CONTEXT {
@@ -305,6 +315,15 @@ pub(crate) fn encode<R: Retryable>(args: &R::Args) -> Result<(String, R::Args)> 
     let decoded = decode::<R>(Some(&text))
         .map_err(|error| refuse(format!("do not come back from JSON as they went in: {error}")))?;
     Ok((text, decoded))
+}
+
+/// JSON, of a value that JSON can hold.
+fn to_json(value: &impl Serialize) -> serde_json::Result<String> {
+    let text = serde_json::to_string(value)?;
+    if text.contains("null") && !is_finite(value) {
+        return Err(serde::ser::Error::custom("it holds a NaN or an infinity"));
+    }
+    Ok(text)
 }
 
 fn decode<R: Retryable>(context: Option<&str>) -> Result<R::Args, String> {
@@ -322,7 +341,7 @@ fn decode<R: Retryable>(context: Option<&str>) -> Result<R::Args, String> {
 
 /// Encodes a value and decodes it again, so that what does not come back is found out now.
 fn encode_value<T: StoredResult>(value: &T) -> Result<String, String> {
-    let text = catch_unwind(AssertUnwindSafe(|| serde_json::to_string(value)))
+    let text = catch_unwind(AssertUnwindSafe(|| to_json(value)))
         .map_err(|_| "the result panicked while it was encoded".to_owned())?
         .map_err(|error| format!("the result cannot be stored as JSON: {error}"))?;
     if text.len() > MAX_CONTEXT {

@@ -33,13 +33,15 @@ pub(crate) mod write;
 
 pub use self::attempts::Attempt;
 pub use self::builder::{Builder, Functions};
+use self::execute::Ready;
+use self::held::Hold;
 pub use self::jobs::RunReport;
 pub use self::pauses::Sources;
 pub use self::tasks::{Changed, Tasks};
 use crate::call::{self, Insertion};
-use crate::clock::{Clock, to_datetime};
+use crate::clock::{Clock, ceil_millis, to_datetime};
 use crate::context::States;
-use crate::registry::Registry;
+use crate::registry::{Handler, Registry};
 use crate::store::{Store, steadily};
 use crate::trace::Trace;
 use crate::transition::after;
@@ -206,7 +208,10 @@ impl TaskRetry {
     }
 
     /// Ends an attempt from outside as failed, as [`complete`](Self::complete) does; the retry policy
-    /// decides what follows.
+    /// decides what follows. If that is the end, the function's `on_exhausted` is run here first, under
+    /// a lease of this process.
+    ///
+    /// Dropping the future leaves the task failed or not.
     ///
     /// # Errors
     /// As for [`complete`](Self::complete).
@@ -227,6 +232,15 @@ impl TaskRetry {
             let now = inner.clock.now();
             let next = after(&ending, task.send_count, &policy, now, fastrand::f64());
             let store = &inner.store;
+            if let Some(handler) = inner.registry.by_source(task.source)
+                && next.to == Status::Failed
+                && handler.has_hook()
+            {
+                if self.give_up(handler, task, &reason).await? {
+                    return Ok(());
+                }
+                continue;
+            }
             if steadily(|| store.fail(&task, next.to, next.next, &reason, now)).await? {
                 match next.next {
                     Some(next) => inner.wake.due_at(next),
@@ -237,6 +251,34 @@ impl TaskRetry {
             }
             // Its fence has moved on: look again.
         }
+    }
+
+    /// Takes a task, runs its `on_exhausted`, and gives it up; `false` if somebody else changed it.
+    async fn give_up(
+        &self,
+        handler: &Arc<dyn Handler>,
+        mut task: crate::TaskLog,
+        reason: &str,
+    ) -> Result<bool> {
+        let inner = &self.0.inner;
+        let now = inner.clock.now();
+        let until = now + ceil_millis(inner.lease);
+        if !steadily(|| inner.store.seize(&task, until, now)).await? {
+            return Ok(false);
+        }
+        task.fence += 1;
+        let ready = Ready {
+            hold: Hold::new(task.id.0, task.fence, until),
+            task: Arc::new(task),
+            handler: handler.clone(),
+            args: None,
+            tell: None,
+            by_id: true,
+            failed: Some(reason.to_owned()),
+        };
+        // In a task of its own: a caller that goes away does not leave it half done.
+        let ended = inner.handle.spawn(claim::give_up(inner.clone(), ready)).await;
+        ended.map_err(|_| write::closed())
     }
 
     async fn why_not(&self, id: TaskId) -> Result<Error> {

@@ -38,6 +38,12 @@ struct Order {
     tags: Vec<String>,
 }
 
+/// JSON has one word for `None` and for NaN.
+#[retryable(source = 119)]
+async fn maybe(_number: Option<f64>) -> Result<(), String> {
+    Ok(())
+}
+
 #[retryable(source = 100)]
 #[allow(clippy::too_many_arguments)]
 async fn borrows(
@@ -264,6 +270,7 @@ async fn what_does_not_come_back_is_refused(db: Arc<TestDb>) {
     let connection = db.connect().await;
     let error = float(f64::NAN).on(&retry).enqueue_in(&connection).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Context);
+    assert_refused(&retry, maybe(Some(f64::NAN)).on(&retry).await).await;
     let deep = |depth| (1..depth).fold(Nest::default(), |nest, _| Nest(vec![nest]));
     assert_refused(&retry, nested(deep(128)).on(&retry).await).await;
     assert_refused(&retry, nested(deep(1000)).on(&retry).await).await;
@@ -363,6 +370,25 @@ async fn rests(retry: &TaskRetry, clock: &ManualClock, fence: i64, pause: u64) {
     }
 }
 
+/// Only PostgreSQL has such times.
+async fn an_infinite_time_stops_nobody(db: Arc<TestDb>) {
+    if db.kind != task_retry_tests::Kind::Postgres {
+        return;
+    }
+    let (retry, _) = start(&db).await;
+    for id in [1, 2, 3] {
+        insert(&db, id, 103, "holds", r#"{"text":"x"}"#).await;
+    }
+    db.execute("update t_sys_mq_resend_log set next_send_time = 'infinity' where id = 1").await;
+    db.execute("update t_sys_mq_resend_log set expire_time = 'infinity' where id = 2").await;
+    retry.kick();
+    for id in [2, 3] {
+        becomes(&retry, id.into(), Status::Succeeded).await;
+    }
+    assert_eq!(task(&retry, 1.into()).await.status, Status::Executing);
+    retry.shutdown().await.unwrap();
+}
+
 async fn what_is_submitted_is_checked(db: Arc<TestDb>) {
     let (retry, _) = start(&db).await;
     for context in ["garbage", r#"{"text":1}"#, "{}", "[]", ""] {
@@ -387,5 +413,6 @@ contract!(
     the_first_attempt_sees_what_later_ones_will,
     older_rows_are_decoded_by_newer_code,
     a_row_that_nobody_can_decode_rests_longer_and_longer,
+    an_infinite_time_stops_nobody,
     what_is_submitted_is_checked,
 );

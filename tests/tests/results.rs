@@ -408,7 +408,7 @@ async fn a_value_that_cannot_be_stored_fails_the_task(db: Arc<TestDb>) {
 
     let error = not_a_number().on(&retry).await.unwrap_err();
     let CallError::Failed { cause, .. } = error else { panic!("{error}") };
-    assert!(cause.to_string().contains("does not come back from JSON"), "{cause}");
+    assert!(cause.to_string().contains("it holds a NaN"), "{cause}");
     assert_eq!(count(&db, RESULTS).await, 1);
     retry.shutdown().await.unwrap();
 }

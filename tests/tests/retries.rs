@@ -341,6 +341,26 @@ async fn on_exhausted_runs_before_a_task_is_given_up(db: Arc<TestDb>) {
     assert_eq!(task.context.as_deref(), Some(r#"{"error":"no money"}"#));
 }
 
+async fn on_exhausted_runs_when_a_task_is_failed_from_outside(db: Arc<TestDb>) {
+    let (retry, _, support) = start_supported(&db).await;
+    let later = supported("x").max_retry(0).delay(seconds(60)).on(&retry).enqueue().await.unwrap();
+    let failing = tokio::spawn({
+        let retry = retry.clone();
+        async move { retry.fail(later.id(), "no use").await }
+    });
+    support.gate.wait_for(1).await;
+    let row = task(&retry, later.id()).await;
+    assert_eq!((row.status, row.fence), (Status::Executing, 1), "not yet given up");
+    assert_eq!(row.locked_by.as_deref(), Some(retry.worker_id()), "under the lease");
+    support.gate.open(1);
+    failing.await.unwrap().unwrap();
+    let row = task(&retry, later.id()).await;
+    assert_eq!((row.status, row.send_count), (Status::Failed, 1));
+    assert_eq!(row.last_error.as_deref(), Some("no use"));
+    retry.shutdown().await.unwrap();
+    assert_eq!(support.told.lock().unwrap().len(), 1, "it is told once");
+}
+
 async fn a_panic_of_on_exhausted_changes_nothing(db: Arc<TestDb>) {
     let (retry, _, support) = start_supported(&db).await;
     support.gate.open(1);
@@ -383,6 +403,7 @@ contract!(
     retry_if_tells_which_errors_are_worth_it,
     errors_classify_themselves,
     on_exhausted_runs_before_a_task_is_given_up,
+    on_exhausted_runs_when_a_task_is_failed_from_outside,
     a_panic_of_on_exhausted_changes_nothing,
     what_has_expired_is_given_up_without_a_run,
 );

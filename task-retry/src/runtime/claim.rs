@@ -301,7 +301,8 @@ pub(crate) fn submit(inner: &Arc<Inner>, task: TaskLog, until: Millis, tell: Opt
     let hold = Hold::new(task.id.0, task.fence, until);
     let by_id = tell.as_ref().is_some_and(|tell| tell.by_id);
     let tell = tell.map(|tell| tell.to);
-    let ready = Ready { task: Arc::new(task), hold, handler, args: None, tell, by_id };
+    let ready =
+        Ready { task: Arc::new(task), hold, handler, args: None, tell, by_id, failed: None };
     if inner.held.add(ready.hold.clone()) {
         return hand_over(inner, ready);
     }
@@ -332,6 +333,20 @@ async fn after_an_earlier(inner: Arc<Inner>, ready: Ready) {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     warn!(task.id = ready.hold.id, "an earlier attempt of the task cannot be stopped");
+}
+
+/// Ends a task that was taken for it as failed, once no earlier attempt of it runs here, and tells
+/// whether that took effect.
+pub(super) async fn give_up(inner: Arc<Inner>, ready: Ready) -> bool {
+    while ready.hold.is_valid(inner.clock.now()) {
+        inner.held.stop(ready.hold.id, Stop::Lost);
+        if inner.held.add(ready.hold.clone()) {
+            let ended = super::execute::attempt(&inner, ready, false, true).await;
+            return ended.landed == Some(true);
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    false
 }
 
 impl Inner {

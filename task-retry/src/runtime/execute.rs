@@ -34,6 +34,8 @@ pub(crate) struct Ready {
     pub(crate) tell: Option<oneshot::Sender<Told>>,
     /// It was asked for by its id, and so runs also while its source is paused.
     pub(crate) by_id: bool,
+    /// It was failed from outside, for this reason: the body is not run.
+    pub(crate) failed: Option<String>,
 }
 
 /// How a task stood after an attempt.
@@ -454,7 +456,7 @@ pub(crate) async fn attempt(
 
 /// Runs an attempt up to its end and decides what is to be written.
 async fn run(inner: &Arc<Inner>, ready: Ready, keep_value: bool) -> Ended {
-    let Ready { task, hold, handler, args, by_id, .. } = ready;
+    let Ready { task, hold, handler, args, by_id, failed: reason, .. } = ready;
     let policy = inner.policy_of(&handler, &task);
     let now = inner.clock.now();
     match hold.why_stopped() {
@@ -464,13 +466,17 @@ async fn run(inner: &Arc<Inner>, ready: Ready, keep_value: bool) -> Ended {
             debug!("the lease ran out before the attempt could start; the task is put back");
             return put_back(&task, now);
         }
-        None if !by_id && inner.pauses.is_paused(task.source) => {
+        None if !by_id && reason.is_none() && inner.pauses.is_paused(task.source) => {
             return Ended { error: Some(paused(&handler)), ..put_back(&task, now) };
         }
         None => {}
     }
     // What cannot be decoded may still expire, or have killed too many processes.
     let (task, sealed) = inner.unsealed(task);
+    if let Some(error) = reason {
+        let ending = Ending::Failed { error, verdict: Verdict::Retry };
+        return finish(inner, &handler, &task, &policy, ending, CauseKind::Error, None).await;
+    }
     if let Some(reason) = given_up(inner, &handler, &task, now) {
         let ending = Ending::Failed { error: reason, verdict: Verdict::Abort };
         return finish(inner, &handler, &task, &policy, ending, CauseKind::Interrupted, None).await;

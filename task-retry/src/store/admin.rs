@@ -309,6 +309,20 @@ impl Store {
         Ok(self.execute(sql.build()).await?.rows_affected() == 1)
     }
 
+    /// Takes an open task, whoever holds it, if its fence is still this one.
+    pub(crate) async fn seize(
+        &self,
+        task: &TaskLog,
+        until: Millis,
+        now: Millis,
+    ) -> Result<bool, DbErr> {
+        let mut sql = self.sql("update t_sys_mq_resend_log set fence = fence + 1, locked_by = ");
+        sql.bind(self.worker.as_str()).push(", next_send_time = ").bind(self.times.up(until));
+        self.touch(&mut sql, "update_time", now).push(" where id = ").bind(self.id(task.id.0));
+        sql.push(" and fence = ").bind(task.fence).push(" and ").push(OPEN);
+        Ok(self.execute(sql.build()).await?.rows_affected() == 1)
+    }
+
     /// Replaces the context of a row that nobody holds.
     pub(crate) async fn edit_context(
         &self,
