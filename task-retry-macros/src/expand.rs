@@ -135,18 +135,16 @@ impl<'a> Expansion<'a> {
             None => ty.to_token_stream(),
         };
         let default = stored.default.then(|| quote!(#[serde(default)]));
-        let has_default = stored
-            .default
-            .then(|| quote_spanned!(owned.span()=> <#owned as ::core::default::Default>::default));
-        let check = quote_spanned! {owned.span()=>
-            #krate::__private::argument::<#owned>(), #has_default
+        let check = quote_spanned!(owned.span()=> #krate::__private::argument::<#owned>());
+        let check = match stored.default {
+            true => quote_spanned! {owned.span()=>
+                (#check, <#owned as ::core::default::Default>::default).0
+            },
+            false => check,
         };
         let ty = match &stored.borrowed {
-            Some(ty) => {
-                let ty = checked(quote!(&'static #ty), check);
-                quote!(<<#ty as ::core::ops::Deref>::Target as ::std::borrow::ToOwned>::Owned)
-            }
-            None => checked(ty, check),
+            Some(ty) => quote!(#krate::__private::Owned<#ty, { #check }>),
+            None => quote!(#krate::__private::Checked<#ty, { #check }>),
         };
         quote!(#default #ident: #ty)
     }
@@ -176,9 +174,8 @@ impl<'a> Expansion<'a> {
         let ReturnType::Type(_, ty) = &self.function.sig.output else {
             return quote! { type Returned = (); };
         };
-        let check = quote_spanned!(ty.span()=> check::<#ty>());
-        let returned = checked(ty, quote!({ const fn check<R: #krate::Returned>() {} #check }));
-        quote_spanned!(ty.span()=> type Returned = #returned;)
+        let check = quote_spanned!(ty.span()=> #krate::__private::returned::<#ty>());
+        quote_spanned!(ty.span()=> type Returned = #krate::__private::Checked<#ty, { #check }>;)
     }
 
     /// What the function's arguments say.
@@ -262,12 +259,6 @@ impl<'a> Expansion<'a> {
             _ => None,
         })
     }
-}
-
-/// The type itself, spelled so that rustc takes it for faulty where the check does not compile:
-/// then the check is the one error, and what else uses the type adds none.
-fn checked(ty: impl ToTokens, check: TokenStream) -> TokenStream {
-    quote!(<[#ty; (1, #check).0] as ::core::iter::IntoIterator>::Item)
 }
 
 /// Shows errors of an expression at the type that it comes from.

@@ -78,13 +78,12 @@ fn an_expansion_is_two_items_of_one_name_a_struct_of_arguments_and_an_impl() {
         )]
         #[serde(crate = "::task_retry::__private::serde")]
         pub struct __send_sms_args {
-            order_id: <[u64; (1, ::task_retry::__private::argument::<u64>(),).0]
-                as ::core::iter::IntoIterator>::Item,
-            phone: <<<[
-                &'static str;
-                (1, ::task_retry::__private::argument::<<str as ::std::borrow::ToOwned>::Owned>(),).0
-            ] as ::core::iter::IntoIterator>::Item as ::core::ops::Deref>::Target
-                as ::std::borrow::ToOwned>::Owned
+            order_id: ::task_retry::__private::Checked<
+                u64, { ::task_retry::__private::argument::<u64>() }
+            >,
+            phone: ::task_retry::__private::Owned<
+                str, { ::task_retry::__private::argument::<<str as ::std::borrow::ToOwned>::Owned>() }
+            >
         }
 
         impl send_sms {
@@ -103,13 +102,10 @@ fn an_expansion_is_two_items_of_one_name_a_struct_of_arguments_and_an_impl() {
         const _: () = {
             impl ::task_retry::Retryable for send_sms {
                 type Args = __send_sms_args;
-                type Returned = <[
-                    Result<Receipt, SmsError>;
-                    (1, {
-                        const fn check<R: ::task_retry::Returned>() {}
-                        check::<Result<Receipt, SmsError>>()
-                    }).0
-                ] as ::core::iter::IntoIterator>::Item;
+                type Returned = ::task_retry::__private::Checked<
+                    Result<Receipt, SmsError>,
+                    { ::task_retry::__private::returned::<Result<Receipt, SmsError>>() }
+                >;
                 fn spec() -> ::task_retry::__private::Spec<Self> {
                     ::task_retry::__private::Spec::new(
                         "send_sms",

@@ -1,6 +1,7 @@
 //! What expansions of the macros use. Not an API: it changes without notice.
 
 use std::fmt::Display;
+use std::ops::Deref;
 use std::time::Duration;
 
 pub use inventory;
@@ -21,10 +22,25 @@ use crate::{Returned, Verdict};
 )]
 pub trait Argument {}
 
+#[diagnostic::do_not_recommend]
 impl<T: serde::Serialize + serde::de::DeserializeOwned> Argument for T {}
 
-/// Asserts that a parameter's type can be stored.
-pub const fn argument<T: Argument>() {}
+/// The type itself, spelled so that rustc takes it for faulty where the check of `N` does not compile:
+/// then the check is the one error, and what else uses the type adds none.
+pub type Checked<T, const N: usize> = <[T; N] as IntoIterator>::Item;
+
+/// What a parameter `&T` is stored as; checked, too.
+pub type Owned<T, const N: usize> = <<Checked<&'static T, N> as Deref>::Target as ToOwned>::Owned;
+
+/// Checks that a parameter's type can be stored.
+pub const fn argument<T: Argument>() -> usize {
+    1
+}
+
+/// Checks that a function may return a type.
+pub const fn returned<T: Returned>() -> usize {
+    1
+}
 
 /// Only what can be stored may be returned by a `#[retryable]` function with `store_result`.
 #[diagnostic::on_unimplemented(
@@ -35,6 +51,7 @@ pub const fn argument<T: Argument>() {}
 )]
 pub trait StoredResult: serde::Serialize + serde::de::DeserializeOwned {}
 
+#[diagnostic::do_not_recommend]
 impl<T: serde::Serialize + serde::de::DeserializeOwned> StoredResult for T {}
 
 /// What cannot be told by one trait, since impls would overlap: an expansion, where the types are
@@ -55,12 +72,11 @@ macro_rules! probes {
     ($returned:ty) => {{
         #[allow(unused_imports)]
         use $crate::__private::probe::*;
-        type Value = <$returned as $crate::Returned>::Value;
-        type Failure = <$returned as $crate::Returned>::Error;
-        $crate::__private::Probes::<$returned> {
-            pending: (&&Probe::<Value>::NEW).pending(),
-            describe: (&&Probe::<Failure>::NEW).describe(),
-            classify: (&&Probe::<Failure>::NEW).classify(),
+        type Returned = $returned;
+        $crate::__private::Probes::<Returned> {
+            pending: (&&OfValue::<Returned>::NEW).pending(),
+            describe: (&&OfError::<Returned>::NEW).describe(),
+            classify: (&&OfError::<Returned>::NEW).classify(),
         }
     }};
 }
@@ -73,13 +89,16 @@ pub mod probe {
     use std::marker::PhantomData;
 
     use super::{Display, Duration, Verdict};
-    use crate::{Classify, Outcome};
+    use crate::{Classify, Outcome, Returned};
 
     pub struct Probe<T>(PhantomData<T>);
 
     impl<T> Probe<T> {
         pub const NEW: Self = Self(PhantomData);
     }
+
+    pub type OfValue<R> = Probe<<R as Returned>::Value>;
+    pub type OfError<R> = Probe<<R as Returned>::Error>;
 
     pub trait PendingOutcome<V> {
         fn pending(&self) -> fn(&V) -> Option<Duration>;
