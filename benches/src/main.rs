@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use sea_orm::{ConnectionTrait, Database};
-use sqlx::{Executor, PgPool, Row};
+use sea_orm::{ConnectionTrait, Database, Statement};
+use sqlx::PgPool;
 use task_retry::{TaskRetry, ThreadPoolParam, enqueue_all, retryable};
 
 static RUNS: AtomicU64 = AtomicU64::new(0);
@@ -57,10 +57,13 @@ async fn lone(url: &str) {
     }
     println!("ours lone await p50 {:?} p99 {:?}", percentile(&mut times, 0.5), percentile(&mut times, 0.99));
     let mut times = Vec::new();
+    RUNS.store(0, Ordering::SeqCst);
     for i in 0..1000 {
         let start = Instant::now();
         noop(i, "hello world").on(&retry).enqueue().await.unwrap();
         times.push(start.elapsed());
+        while RUNS.load(Ordering::SeqCst) <= i { tokio::task::yield_now().await; }
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
     println!("ours lone enqueue p50 {:?} p99 {:?}", percentile(&mut times, 0.5), percentile(&mut times, 0.99));
     retry.shutdown().await.unwrap();
@@ -70,7 +73,7 @@ async fn lone_by_hand(url: &str) {
     let pool = PgPool::connect(url).await.unwrap();
     let mut conn = pool.acquire().await.unwrap();
     let mut times = Vec::new();
-    let mut inserts = Vec::new();
+    let mut inserts: Vec<Duration> = Vec::new();
     for i in 0..1000_i64 {
         let start = Instant::now();
         sqlx::query("insert into t_sys_mq_resend_log (id, project_name, source, context, fence, locked_by, next_send_time) values ($1, 'bench', 101, $2, 1, 'me', now())")
@@ -80,6 +83,15 @@ async fn lone_by_hand(url: &str) {
             .bind(i + 1).execute(&mut *conn).await.unwrap();
         times.push(start.elapsed());
     }
+    let mut alone = Vec::new();
+    for i in 0..1000_i64 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        let start = Instant::now();
+        sqlx::query("insert into t_sys_mq_resend_log (id, project_name, source, context, fence, locked_by, next_send_time, status) values ($1, 'bench', 101, $2, 1, 'me', now(), 3)")
+            .bind(i + 10_001).bind(r#"{"number":1,"text":"hello world"}"#).execute(&mut *conn).await.unwrap();
+        alone.push(start.elapsed());
+    }
+    println!("hand lone insert with pauses p50 {:?}", percentile(&mut alone, 0.5));
     println!("hand lone insert+update p50 {:?}, insert p50 {:?}", percentile(&mut times, 0.5), percentile(&mut inserts, 0.5));
 }
 
@@ -108,14 +120,14 @@ async fn drain(url: &str) {
     enqueue_all(calls).await.unwrap();
     println!("ours enqueue_all 50000: {:.0}/s", 50_000.0 / start.elapsed().as_secs_f64());
     retry.shutdown().await.unwrap();
-    let pool = PgPool::connect(url).await.unwrap();
-    pool.execute("analyze").await.unwrap();
+    let db = Database::connect(url).await.unwrap();
+    let _ = db.execute_unprepared("analyze").await;
     RUNS.store(0, Ordering::SeqCst);
     let start = Instant::now();
     let retry = ours(url, true).await;
     loop {
         let open: i64 = if RUNS.load(Ordering::SeqCst) < 50_000 { 1 } else {
-            sqlx::query("select count(*) from t_sys_mq_resend_log where status in (0,1,5)").fetch_one(&pool).await.unwrap().get(0)
+            db.query_one_raw(Statement::from_string(db.get_database_backend(), "select count(*) from t_sys_mq_resend_log where status in (0,1,5)")).await.unwrap().unwrap().try_get_by_index(0).unwrap()
         };
         if open == 0 { break; }
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -141,14 +153,19 @@ async fn sustained(url: &str) {
 
 #[tokio::main]
 async fn main() {
-    let admin = std::env::var("TASK_RETRY_TEST_POSTGRES").unwrap();
     let which = std::env::args().nth(1).unwrap_or_default();
+    let server = std::env::args().nth(2).unwrap_or("POSTGRES".into());
+    let admin = std::env::var(format!("TASK_RETRY_TEST_{server}")).unwrap_or_default();
     for round in 0..2 {
         println!("round {round}");
-        let url = fresh(&admin, "bench").await;
+        let url = if admin.is_empty() {
+            for end in ["", "-wal", "-shm"] { let _ = std::fs::remove_file(format!("/tmp/bench.db{end}")); }
+            "sqlite:///tmp/bench.db?mode=rwc".to_owned()
+        } else { fresh(&admin, "bench").await };
         if which.is_empty() || which == "lone" {
-            lone(&url).await;
-            lone_by_hand(&url).await;
+            let (a, b) = (url.clone(), url.clone());
+            tokio::spawn(async move { lone(&a).await }).await.unwrap();
+            if server == "POSTGRES" { tokio::spawn(async move { lone_by_hand(&b).await }).await.unwrap(); }
         }
         if which.is_empty() || which == "many" {
             many(&url, 256).await;

@@ -176,6 +176,17 @@ pub(crate) enum Which {
     Suspect,
 }
 
+/// How an insert meets rows that are there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Conflict {
+    /// The statement fails.
+    Fail,
+    /// The new row is left out.
+    Skip,
+    /// The new row is left out, and nothing waits long to find that out.
+    SkipSoon,
+}
+
 /// Who holds a row now.
 #[derive(Clone, Debug)]
 pub(crate) struct Holder {
@@ -350,7 +361,17 @@ impl Store {
         rows: &[NewRow],
         now: Millis,
     ) -> Result<Vec<Inserted>, DbErr> {
-        self.insert_with(db, rows, now, false).await
+        self.insert_with(db, rows, now, Conflict::Skip).await
+    }
+
+    /// Stores rows that have no keys in a statement of their own, which is quicker. It fails as a whole
+    /// if an id is taken.
+    pub(crate) async fn insert_plain(
+        &self,
+        rows: &[NewRow],
+        now: Millis,
+    ) -> Result<Vec<Inserted>, DbErr> {
+        self.insert_with(&self.db, rows, now, Conflict::Fail).await
     }
 
     /// Stores rows that have keys. It does not wait long for a transaction of somebody else's that
@@ -363,7 +384,7 @@ impl Store {
         if self.backend() == DbBackend::MySql && !self.optimistic {
             self.query(mysql::probe_keys(self, rows).build()).await?;
         }
-        self.insert_with(&self.db, rows, now, true).await
+        self.insert_with(&self.db, rows, now, Conflict::SkipSoon).await
     }
 
     async fn insert_with<C: ConnectionTrait>(
@@ -371,11 +392,16 @@ impl Store {
         db: &C,
         rows: &[NewRow],
         now: Millis,
-        impatient: bool,
+        conflict: Conflict,
     ) -> Result<Vec<Inserted>, DbErr> {
+        let sql = match self.backend() {
+            DbBackend::MySql => mysql::insert(self, rows, now),
+            DbBackend::Postgres => postgres::insert(self, rows, now, conflict),
+            _ => sqlite::insert(self, rows, now, conflict),
+        };
         let stored: HashSet<i64> = match self.backend() {
-            DbBackend::MySql => {
-                match db.execute_raw(mysql::insert(self, rows, now).build()).await {
+            backend if backend == DbBackend::MySql || conflict == Conflict::Fail => {
+                match db.execute_raw(sql.build()).await {
                     Ok(_) => return Ok(vec![Inserted::Stored; rows.len()]),
                     Err(error) if rows.len() == 1 && Fault::of(&error) == Fault::Duplicate => {
                         HashSet::new()
@@ -384,10 +410,6 @@ impl Store {
                 }
             }
             backend => {
-                let sql = match backend {
-                    DbBackend::Postgres => postgres::insert(self, rows, now, impatient),
-                    _ => sqlite::insert(self, rows, now),
-                };
                 let stored = db.query_all_raw(sql.build()).await?;
                 stored.iter().map(|row| id(row, 0, backend)).collect::<Result<_, _>>()?
             }
@@ -459,41 +481,50 @@ impl Store {
         rows: &[Settlement],
         now: Millis,
     ) -> Result<Vec<bool>, DbErr> {
-        let success = rows.iter().all(|row| row.to == Status::Succeeded);
-        let landed: HashSet<i64> = match (self.backend(), success) {
-            _ if rows.iter().any(Settlement::has_more) => self.settle_and_keep(rows, now).await?,
-            (DbBackend::MySql, _) => {
-                let sql = match success {
-                    true => mysql::succeed(self, rows, now),
-                    false => mysql::settle(self, rows, now),
-                };
-                let written = self.execute(sql.build()).await?.rows_affected();
-                match written == rows.len() as u64 {
-                    true => return Ok(vec![true; rows.len()]),
-                    false => HashSet::new(),
-                }
-            }
-            (backend, _) => {
-                let sql = match (backend, success) {
-                    (DbBackend::Postgres, true) => postgres::succeed(self, rows, now),
-                    (DbBackend::Postgres, false) => postgres::settle(self, rows, now),
-                    (_, true) => sqlite::succeed(self, rows, now),
-                    (_, false) => sqlite::settle(self, rows, now),
-                };
-                let written = self.query(sql.build()).await?;
-                written.iter().map(|row| id(row, 0, backend)).collect::<Result<_, _>>()?
-            }
-        };
-        if landed.len() == rows.len() {
+        if rows.iter().any(Settlement::has_more) {
+            let landed = self.settle_and_keep(rows, now).await?;
+            let lost = rows.iter().filter(|row| !landed.contains(&row.id));
+            let written = self.written(&self.db, lost).await?;
+            let took = |row: &Settlement| landed.contains(&row.id) || written.contains(&row.id);
+            return Ok(rows.iter().map(took).collect());
+        }
+        let written = self.execute(self.ends(rows, now).build()).await?.rows_affected();
+        if written == rows.len() as u64 {
             return Ok(vec![true; rows.len()]);
         }
-        // Some were written by a try whose answer was lost, or are no longer ours.
-        let open: Vec<i64> =
-            rows.iter().map(|row| row.id).filter(|id| !landed.contains(id)).collect();
-        let holders = self.holders(&open).await?;
-        let written =
-            |row: &Settlement| holders.get(&row.id).is_some_and(|holder| row.is_as_written(holder));
-        Ok(rows.iter().map(|row| landed.contains(&row.id) || written(row)).collect())
+        let written = self.written(&self.db, rows.iter()).await?;
+        Ok(rows.iter().map(|row| written.contains(&row.id)).collect())
+    }
+
+    /// The statement that writes the ends of attempts.
+    fn ends(&self, rows: &[Settlement], now: Millis) -> Sql {
+        let success = rows.iter().all(|row| row.to == Status::Succeeded);
+        match (self.backend(), success) {
+            (DbBackend::MySql, true) => mysql::succeed(self, rows, now),
+            (DbBackend::MySql, false) => mysql::settle(self, rows, now),
+            (DbBackend::Postgres, true) => postgres::succeed(self, rows, now),
+            (DbBackend::Postgres, false) => postgres::settle(self, rows, now),
+            (_, true) => sqlite::succeed(self, rows, now),
+            (_, false) => sqlite::settle(self, rows, now),
+        }
+    }
+
+    /// Which rows are as their ends say: written now, or by a try whose answer was lost. The others
+    /// are no longer ours.
+    async fn written<'a, C: ConnectionTrait>(
+        &self,
+        db: &C,
+        rows: impl Iterator<Item = &'a Settlement> + Clone,
+    ) -> Result<HashSet<i64>, DbErr> {
+        let ids: Vec<i64> = rows.clone().map(|row| row.id).collect();
+        if ids.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let holders = self.holders_on(db, &ids).await?;
+        let is_written = |row: &&Settlement| {
+            holders.get(&row.id).is_some_and(|holder| row.is_as_written(holder))
+        };
+        Ok(rows.filter(is_written).map(|row| row.id).collect())
     }
 
     /// Who holds these rows, without waiting for any lock.

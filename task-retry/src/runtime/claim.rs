@@ -106,7 +106,7 @@ pub(crate) async fn run(inner: Arc<Inner>) {
                 away = None;
                 backoff.reset();
                 let began = Instant::now();
-                wait(&inner, pause).await;
+                wait(&inner, &lines, pause).await;
                 if began.elapsed() > pause + inner.lease {
                     // We were stopped; others may have been, too.
                     inner.let_holders_write();
@@ -124,14 +124,17 @@ pub(crate) async fn run(inner: Arc<Inner>) {
     }
 }
 
-async fn wait(inner: &Inner, pause: Duration) {
+async fn wait(inner: &Inner, lines: &[Line], pause: Duration) {
     if pause.is_zero() {
         return tokio::task::yield_now().await;
     }
+    // A place that gets free matters only where rows may wait for it.
+    let wants_room = inner.pool.has_suspect()
+        || lines.iter().any(|line| line.full || rows_wanted(inner, line) == 0);
     tokio::select! {
         () = inner.clock.pause(pause) => {}
         () = inner.wake.now.notified() => {}
-        () = inner.pool.room.notified() => {}
+        () = inner.pool.room.notified(), if wants_room => {}
         () = inner.closing.cancelled() => {}
     }
 }

@@ -399,7 +399,14 @@ async fn insert(inner: &Arc<Inner>, store: &Store, inserts: Vec<Insert>) {
     while let Some(mut batch) = batches.pop() {
         let rows: Vec<NewRow> = batch.iter().map(|insert| insert.row.clone()).collect();
         let now = inner.clock.now();
-        let result = steadily(|| in_time(ANSWER, store.insert(&store.db, &rows, now))).await;
+        let plain = batch.iter().all(|insert| !insert.lost && insert.row.unique_key.is_none());
+        let result = steadily(|| async {
+            match plain {
+                true => in_time(ANSWER, store.insert_plain(&rows, now)).await,
+                false => in_time(ANSWER, store.insert(&store.db, &rows, now)).await,
+            }
+        })
+        .await;
         let error = match result {
             Ok(answers) => {
                 let again = answer(inner, batch, answers);

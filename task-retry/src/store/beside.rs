@@ -12,7 +12,7 @@ use tracing::debug;
 
 use super::row::{get, id, status, time};
 use super::sql::{Sql, Times};
-use super::{Settlement, Store, mysql, postgres, sqlite};
+use super::{Settlement, Store, postgres};
 use crate::clock::Millis;
 use crate::{Attempt, Status, TaskId};
 
@@ -80,29 +80,12 @@ impl Store {
         rows: &[Settlement],
         now: Millis,
     ) -> Result<HashSet<i64>, DbErr> {
-        let success = rows.iter().all(|row| row.to == Status::Succeeded);
-        if self.backend() != DbBackend::MySql {
-            let sql = match success {
-                true => sqlite::succeed(self, rows, now),
-                false => sqlite::settle(self, rows, now),
-            };
-            let written = transaction.query_all_raw(sql.build()).await?;
-            return written.iter().map(|row| id(row, 0, self.backend())).collect();
-        }
-        let sql = match success {
-            true => mysql::succeed(self, rows, now),
-            false => mysql::settle(self, rows, now),
-        };
+        let sql = self.ends(rows, now);
         let written = transaction.execute_raw(sql.build()).await?.rows_affected();
-        let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
-        if written == ids.len() as u64 {
-            return Ok(ids.into_iter().collect());
+        if written == rows.len() as u64 {
+            return Ok(rows.iter().map(|row| row.id).collect());
         }
-        let holders = self.holders_on(transaction, &ids).await?;
-        let landed = |row: &&Settlement| {
-            holders.get(&row.id).is_some_and(|holder| row.is_as_written(holder))
-        };
-        Ok(rows.iter().filter(landed).map(|row| row.id).collect())
+        self.written(transaction, rows.iter()).await
     }
 
     async fn keep<'a>(

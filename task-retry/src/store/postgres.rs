@@ -1,9 +1,9 @@
-//! What PostgreSQL is asked in its own way: arrays in, `returning` out.
+//! What PostgreSQL is asked in its own way: arrays of values, as text.
 
-use sea_orm::DbBackend;
+use sea_orm::{DbBackend, Value};
 
 use super::sql::{OPEN, Sql};
-use super::{Claim, NewRow, Settlement, Store};
+use super::{Claim, Conflict, NewRow, Settlement, Store};
 use crate::Status;
 use crate::clock::{Millis, to_datetime};
 
@@ -17,7 +17,12 @@ pub(super) fn now() -> Sql {
 
 /// One statement, whatever the number of rows; rows that meet a unique index are left out. The
 /// impatient form does not wait long for a transaction that holds one of the keys.
-pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis, impatient: bool) -> Sql {
+pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis, conflict: Conflict) -> Sql {
+    let impatient = conflict == Conflict::SkipSoon;
+    let skip = match conflict {
+        Conflict::Fail => "",
+        _ => " on conflict do nothing returning id",
+    };
     let mut sql = sql(if impatient {
         "with patience as materialized (select set_config('lock_timeout', '200', true) as set) "
     } else {
@@ -26,9 +31,14 @@ pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis, impatient: boo
     sql.push(
         "insert into t_sys_mq_resend_log (id, source, msg_key, topic, context, next_send_time, fence, \
          locked_by, unique_key, task_name, max_retry, expire_time, trace_context, project_name, \
-         create_time, update_time) \
-         select v.*, ",
+         create_time, update_time) ",
     );
+    if let ([row], false) = (rows, impatient) {
+        one(store, &mut sql, row, now);
+        sql.push(skip);
+        return sql;
+    }
+    sql.push("select v.*, ");
     sql.bind(store.project.as_str()).push(", ");
     sql.bind(to_datetime(now)).push(", ").bind(to_datetime(now)).push(" from unnest(");
     sql.bind(bigints(rows.iter().map(|row| row.id))).push("::text::bigint[], ");
@@ -49,8 +59,32 @@ pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis, impatient: boo
     if impatient {
         sql.push(" where exists (select from patience where set <> '')");
     }
-    sql.push(" on conflict do nothing returning id");
+    sql.push(skip);
     sql
+}
+
+/// The values of a single row: a lone call does not pay for arrays.
+fn one(store: &Store, sql: &mut Sql, row: &NewRow, now: Millis) {
+    let text = |text: &Option<String>| Value::from(text.clone());
+    let values = [
+        row.id.into(),
+        row.source.into(),
+        row.msg_key.as_str().into(),
+        row.topic.as_str().into(),
+        text(&row.context),
+        to_datetime(row.next).into(),
+        row.fence().into(),
+        Value::from(row.held.then(|| store.worker.clone())),
+        text(&row.unique_key),
+        text(&row.task_name),
+        row.max_retry.into(),
+        Value::from(row.expire.map(to_datetime)),
+        text(&row.trace),
+        store.project.as_str().into(),
+        to_datetime(now).into(),
+        to_datetime(now).into(),
+    ];
+    sql.push("values ").list(values);
 }
 
 /// Successes, the common case, in a form of their own.
@@ -59,12 +93,18 @@ pub(super) fn succeed(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
         "update t_sys_mq_resend_log t set status = 3, crash_count = 0, next_send_time = null, \
          locked_by = null, update_time = ",
     );
-    sql.bind(to_datetime(now)).push(" from unnest(");
+    sql.bind(to_datetime(now));
+    if let [row] = rows {
+        sql.push(" where t.id = ").bind(row.id).push(" and case when t.fence = ").bind(row.fence);
+        sql.push(" and t.locked_by = ").bind(store.worker.as_str()).push(" and t.").push(OPEN);
+        sql.push(" then true else false end");
+        return sql;
+    }
+    sql.push(" from unnest(");
     sql.bind(bigints(rows.iter().map(|row| row.id))).push("::text::bigint[], ");
     sql.bind(bigints(rows.iter().map(|row| row.fence)))
         .push("::text::bigint[]) as v(id, fence) where ");
     guard(store, &mut sql);
-    sql.push(" returning t.id");
     sql
 }
 
@@ -83,7 +123,6 @@ pub(super) fn settle(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
     sql.bind(texts(rows.iter().map(|row| row.error.as_deref())));
     sql.push("::text::text[]) as v(id, fence, status, send_count, next, error) where ");
     guard(store, &mut sql);
-    sql.push(" returning t.id");
     sql
 }
 
@@ -93,7 +132,7 @@ pub(super) fn settle_and_keep(store: &Store, rows: &[Settlement], now: Millis) -
         true => succeed(store, rows, now),
         false => settle(store, rows, now),
     };
-    sql.start_with("with landed as (").push(")");
+    sql.start_with("with landed as (").push(" returning t.id)");
     let results = || rows.iter().filter_map(|row| Some((row, row.result.as_deref()?)));
     if results().next().is_some() {
         sql.push(

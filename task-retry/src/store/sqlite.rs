@@ -5,14 +5,14 @@ use sea_orm::DbBackend;
 use serde::Serialize;
 
 use super::sql::{OPEN, Sql};
-use super::{Claim, NewRow, Settlement, Store};
+use super::{Claim, Conflict, NewRow, Settlement, Store};
 use crate::clock::Millis;
 
 fn sql(text: &str) -> Sql {
     Sql::new(DbBackend::Sqlite, text)
 }
 
-pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis) -> Sql {
+pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis, conflict: Conflict) -> Sql {
     let now = store.times.down(now);
     let mut sql = sql(
         "insert into t_sys_mq_resend_log (id, source, msg_key, topic, context, next_send_time, fence, \
@@ -41,7 +41,10 @@ pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis) -> Sql {
         )
     })));
     // `where true` keeps the parser from taking `on` for a join's.
-    sql.push(") where true on conflict do nothing returning id");
+    sql.push(match conflict {
+        Conflict::Fail => ")",
+        _ => ") where true on conflict do nothing returning id",
+    });
     sql
 }
 
@@ -79,7 +82,7 @@ pub(super) fn settle(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
 
 fn guard(store: &Store, sql: &mut Sql) {
     sql.push("t.id = v.id and t.fence = v.fence and t.locked_by = ");
-    sql.bind(store.worker.as_str()).push(" and t.").push(OPEN).push(" returning id");
+    sql.bind(store.worker.as_str()).push(" and t.").push(OPEN);
 }
 
 pub(super) fn renew(store: &Store, held: &[(i64, i64)], until: Millis) -> Sql {
@@ -91,6 +94,7 @@ pub(super) fn renew(store: &Store, held: &[(i64, i64)], until: Millis) -> Sql {
         .push(" end from (select value ->> 0 as id, value ->> 1 as fence from json_each(");
     sql.bind(json(held.iter())).push(")) as v where ");
     guard(store, &mut sql);
+    sql.push(" returning id");
     sql
 }
 
