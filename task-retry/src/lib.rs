@@ -114,8 +114,8 @@ pub use sea_orm;
 #[doc(hidden)]
 pub use crate::private as __private;
 
-/// The examples outside of this crate's documentation, compiled.
-#[cfg(doctest)]
+/// The examples outside of this crate's documentation, compiled; one of them uses the test kit.
+#[cfg(all(doctest, feature = "testing"))]
 mod elsewhere {
     #[doc = include_str!("../../README.md")]
     struct Readme;

@@ -166,7 +166,7 @@ async fn bad_settings_are_named(db: Arc<TestDb>) {
         (builder(&db).project("shop "), vec!["project", "white space"]),
         (builder(&db).project("x".repeat(101)), vec!["project", "100"]),
         (builder(&db).database("oracle://x"), vec!["oracle", "sqlite://", "postgres://"]),
-        (builder(&db).database("nonsense"), vec!["nonsense"]),
+        (builder(&db).database("nonsense"), vec!["no scheme", "sqlite://"]),
         (builder(&db).config_file("/nowhere/retry.yaml"), vec!["/nowhere/retry.yaml"]),
         (builder(&db).config_file("/nowhere/retry.ini"), vec!["retry.ini"]),
         (

@@ -9,14 +9,7 @@ use crate::{Config, Error, ErrorKind, Result};
 /// Opens a pool for a URL.
 pub(crate) async fn connect(url: &str, config: &Config) -> Result<DatabaseConnection> {
     let Some(known) = driver(url) else {
-        return Err(Error::new(
-            ErrorKind::Config,
-            format!(
-                "the database URL starts with `{}`: use sqlite://, postgres:// or mysql:// (for MariaDB \
-                 too), each with the Cargo feature of that name",
-                url.split("://").next().unwrap_or_default()
-            ),
-        ));
+        return Err(Error::new(ErrorKind::Config, unknown(url)));
     };
     let pool = &config.thread_pool_param;
     // SeaORM knows one spelling of each.
@@ -58,9 +51,44 @@ pub(crate) async fn connect(url: &str, config: &Config) -> Result<DatabaseConnec
     options.map_sqlx_postgres_pool_opts(|options| options.after_release(alive));
     #[cfg(feature = "mysql")]
     options.map_sqlx_mysql_pool_opts(|options| options.after_release(alive));
+    let missing = known == DbBackend::Sqlite && !is_memory(&url) && !url.contains("mode=");
     Database::connect(options).await.map_err(|error| {
-        Error::new(ErrorKind::Store, "the database cannot be reached").with_source(error)
+        let what = match missing {
+            true => {
+                "the database cannot be opened (with `?mode=rwc` behind its name, the file is made)"
+            }
+            false => "the database cannot be reached",
+        };
+        Error::new(ErrorKind::Store, what).with_source(error)
     })
+}
+
+/// Why a URL is none of ours; without quoting what may be a password.
+fn unknown(url: &str) -> String {
+    let scheme = match url.split_once(':') {
+        Some((scheme, _)) if scheme.chars().all(|c| c.is_ascii_alphanumeric()) => scheme,
+        _ => {
+            return "the database URL has no scheme: it starts with sqlite://, postgres:// or mysql:// (for \
+                    MariaDB too)"
+                .to_owned();
+        }
+    };
+    match scheme {
+        "postgres" | "postgresql" => feature(scheme, "postgres"),
+        "mysql" | "mariadb" => feature(scheme, "mysql"),
+        "sqlite" => feature(scheme, "sqlite"),
+        _ => format!(
+            "the database URL starts with `{scheme}:`: use sqlite://, postgres:// or mysql:// (for MariaDB \
+             too)"
+        ),
+    }
+}
+
+fn feature(scheme: &str, feature: &str) -> String {
+    format!(
+        "the database URL starts with `{scheme}:`, and this program was built without that driver: add the \
+         feature `{feature}` to the dependency on task-retry"
+    )
 }
 
 /// Closes a connection that comes back from a statement which was given up and does not answer
