@@ -279,7 +279,29 @@ async fn arguments_are_in_no_log_and_no_span(db: Arc<TestDb>) {
     }
 }
 
+async fn tasks_of_a_source_that_nobody_knows_are_told(db: Arc<TestDb>) {
+    let source = 9000 + db.kind as i32;
+    let first = builder(&db).start().await.unwrap();
+    for (id, source) in [(1, source), (2, source), (3, 130)] {
+        db.execute(&format!(
+            "insert into t_sys_mq_resend_log (id, project_name, source, task_name, next_send_time) \
+             values ({id}, 'test', {source}, 'stranger', '2999-01-01 00:00:00')"
+        ))
+        .await;
+    }
+    first.shutdown().await.unwrap();
+    let retry = builder(&db).start().await.unwrap();
+    let told = format!("source={source} name=\"stranger\"");
+    until("it is told", async || OBSERVED.log.text().contains(&told)).await;
+    let text = OBSERVED.log.text();
+    let unknown = |line: &&str| line.contains("nothing here knows");
+    assert_eq!(text.lines().filter(unknown).filter(|line| line.contains(&told)).count(), 1);
+    assert!(!text.lines().filter(unknown).any(|line| line.contains("source=130")));
+    retry.shutdown().await.unwrap();
+}
+
 contract!(
+    tasks_of_a_source_that_nobody_knows_are_told,
     each_attempt_links_to_the_span_of_its_caller,
     a_caller_may_name_its_span_itself,
     another_tracer_may_carry_it,
