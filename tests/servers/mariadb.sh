@@ -11,12 +11,14 @@ mariadb_url() { echo "mysql://root@127.0.0.1:$1/mysql"; }
 mariadb_create() {
   local dir=$1 port=$2 user
   user=$(id -un)
-  (cd "$dir" && mariadb-install-db --no-defaults --user="$user" --datadir="$dir/data" \
+  # A MariaDB that starts removes the temporary tables that it finds in its tmpdir, those of others too.
+  mkdir -p "$dir/tmp"
+  (cd "$dir" && mariadb-install-db --no-defaults --user="$user" --datadir="$dir/data" --tmpdir="$dir/tmp" \
     --auth-root-authentication-method=normal --skip-test-db) \
-    >"$dir/init.log" 2>&1 || { tail -n 15 "$dir/init.log" >&2; die "mariadb-install-db failed"; }
+    >"$dir/init.log" 2>&1 || { cat "$dir/init.log" >&2; die "mariadb-install-db failed"; }
   # Debian's configuration, which --no-defaults leaves out, says utf8mb4 too.
   settings "$dir" 'ready for connections' KILL \
-    "$(command -v mariadbd)" --no-defaults --user="$user" --datadir="$dir/data" --socket= \
-    --pid-file="$dir/data/server.pid" --port="$port" --bind-address=127.0.0.1 --character-set-server=utf8mb4 \
+    "$(command -v mariadbd)" --no-defaults --user="$user" --datadir="$dir/data" --tmpdir="$dir/tmp" \
+    --socket= --pid-file="$dir/data/server.pid" --port="$port" --bind-address=127.0.0.1 --character-set-server=utf8mb4 \
     --max-connections=500 --innodb-buffer-pool-size=64M
 }

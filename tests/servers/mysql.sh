@@ -85,7 +85,8 @@ mysql_create() {
   local dir=$1 port=$2
   local -a mysqld
   mysql_command "$mysql_root"
-  mysqld+=(--datadir="$dir/data" --performance-schema=OFF --innodb-buffer-pool-size=64M)
+  mkdir -p "$dir/tmp"
+  mysqld+=(--datadir="$dir/data" --tmpdir="$dir/tmp" --performance-schema=OFF --innodb-buffer-pool-size=64M)
   if is_root; then mysqld+=(--user=root); fi
   "${mysqld[@]}" --initialize-insecure >"$dir/init.log" 2>&1 ||
     { tail -n 15 "$dir/init.log" >&2; die "mysqld --initialize failed (if the cached copy is broken: rm -r $mysql_root)"; }

@@ -376,11 +376,15 @@ async fn an_infinite_time_stops_nobody(db: Arc<TestDb>) {
         return;
     }
     let (retry, _) = start(&db).await;
-    for id in [1, 2, 3] {
-        insert(&db, id, 103, "holds", r#"{"text":"x"}"#).await;
-    }
-    db.execute("update t_sys_mq_resend_log set next_send_time = 'infinity' where id = 1").await;
-    db.execute("update t_sys_mq_resend_log set expire_time = 'infinity' where id = 2").await;
+    // In one statement: a worker may look at any moment.
+    db.execute(
+        "insert into t_sys_mq_resend_log (id, project_name, source, task_name, context, next_send_time, expire_time) \
+         select id, 'test', 103, 'holds', '{\"text\":\"x\"}', next, expire from (values \
+         (1, 'infinity'::timestamp, null::timestamp), \
+         (2, '2026-03-01 11:00:00', 'infinity'), \
+         (3, '2026-03-01 11:00:00', null)) as rows (id, next, expire)",
+    )
+    .await;
     retry.kick();
     for id in [2, 3] {
         becomes(&retry, id.into(), Status::Succeeded).await;
