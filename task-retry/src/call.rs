@@ -401,7 +401,7 @@ impl Stored for Enqueue {
     }
 }
 
-async fn enqueue_in<C: ConnectionTrait>(
+pub(crate) async fn enqueue_in<C: ConnectionTrait>(
     inner: &Arc<Inner>,
     transaction: &C,
     insertion: Insertion,
@@ -440,8 +440,38 @@ async fn run<R: Retryable>(call: Call<R>) -> Result<ValueOf<R>, CallError<ErrorO
         Ok(result) => return result,
         Err(call) => call,
     };
-    let (retry, mut insertion) = call.prepare().map_err(CallError::Rejected)?;
+    let (retry, insertion) = call.prepare().map_err(CallError::Rejected)?;
     let inner = retry.open().map_err(CallError::Rejected)?;
+    match store_and_run(inner, insertion).await {
+        Err(CallError::Duplicate { id, status: status @ Status::Succeeded }) => {
+            let value = value_of_earlier::<R>(inner, id).await;
+            value.ok_or(CallError::Duplicate { id, status })
+        }
+        result => result,
+    }
+}
+
+/// Awaits a task whose handler is a strategy: it is stored, and its first attempt runs here and now.
+#[cfg(feature = "mq")]
+pub(crate) async fn submit_and_wait(
+    retry: &TaskRetry,
+    task: crate::Task,
+) -> Result<(), CallError<String>> {
+    let inner = retry.inner();
+    if !inner.enabled && !inner.closing.is_cancelled() {
+        let prepared = retry.prepare(inner, task).map_err(CallError::Rejected)?;
+        return run_bare(retry, inner, prepared).await;
+    }
+    let inner = retry.open().map_err(CallError::Rejected)?;
+    let prepared = retry.prepare(inner, task).map_err(CallError::Rejected)?;
+    store_and_run(inner, prepared).await
+}
+
+/// Stores a task already held, runs its first attempt in a task of its own, and waits for its end.
+async fn store_and_run<T: 'static, E: 'static>(
+    inner: &Arc<Inner>,
+    mut insertion: Insertion,
+) -> Result<T, CallError<E>> {
     pauses::look(inner).await;
     if !inner.pauses.is_paused(insertion.row.source) {
         insertion.hold(inner);
@@ -454,11 +484,7 @@ async fn run<R: Retryable>(call: Call<R>) -> Result<ValueOf<R>, CallError<ErrorO
         .insert(row, Box::new(Await { handler, args, inside: Inside::current(), reply }))
         .await;
     match answer.await {
-        Ok(Answer::Ended(id, ended)) => result::<R>(id, ended, inner),
-        Ok(Answer::Refused(Refusal::Duplicate(id, status @ Status::Succeeded))) => {
-            let value = value_of_earlier::<R>(inner, id).await;
-            value.ok_or(CallError::Duplicate { id, status })
-        }
+        Ok(Answer::Ended(id, ended)) => result(id, ended, inner),
         Ok(Answer::Refused(refusal)) => Err(match refusal {
             Refusal::Duplicate(id, status) => CallError::Duplicate { id, status },
             Refusal::Rejected(error) => CallError::Rejected(error),
@@ -514,12 +540,13 @@ fn left_alone(handler: &Arc<dyn Handler>, row: &NewRow) -> Ended {
 }
 
 /// From the untyped end of an attempt to the caller's types.
-fn result<R: Retryable>(
+fn result<T: 'static, E: 'static>(
     id: TaskId,
     ended: Ended,
     inner: &Inner,
-) -> Result<ValueOf<R>, CallError<ErrorOf<R>>> {
-    let value = ended.value.and_then(|value| value.downcast::<Typed<R>>().ok()).map(|value| *value);
+) -> Result<T, CallError<E>> {
+    let value = ended.value.and_then(|value| value.downcast::<Result<T, E>>().ok());
+    let value = value.map(|value| *value);
     let kind = match ended.kind {
         EndKind::Lost => return Err(CallError::Superseded { id }),
         EndKind::Success | EndKind::Pending => None,
@@ -552,8 +579,6 @@ fn result<R: Retryable>(
     })
 }
 
-type Typed<R> = Result<ValueOf<R>, ErrorOf<R>>;
-
 /// With `enable: false` the body runs, and nothing else. Gives the call back otherwise.
 async fn bare<R: Retryable>(call: Call<R>) -> Result<CallResult<R>, Call<R>> {
     let State::Described(description) = &call.0 else { return Err(call) };
@@ -571,26 +596,32 @@ async fn bare<R: Retryable>(call: Call<R>) -> Result<CallResult<R>, Call<R>> {
     let State::Described(description) = call.0 else {
         return Ok(Err(CallError::Rejected(crate::runtime::write::closed())));
     };
-    Ok(run_bare::<R>(&retry, &inner, *description).await)
+    let prepared = || {
+        let Description { encoded, options, .. } = *description;
+        let (context, args) = encoded?;
+        let handler = inner.registry.function::<R>()?;
+        Insertion::new(&inner, handler, &options, Some(context), Some(Box::new(args)))
+    };
+    Ok(match prepared() {
+        Ok(insertion) => run_bare(&retry, &inner, insertion).await,
+        Err(error) => Err(CallError::Rejected(error)),
+    })
 }
 
 type CallResult<R> = Result<ValueOf<R>, CallError<ErrorOf<R>>>;
 
-async fn run_bare<R: Retryable>(
+async fn run_bare<T: 'static, E: 'static>(
     retry: &TaskRetry,
     inner: &Arc<Inner>,
-    description: Description<R>,
-) -> CallResult<R> {
-    let (context, args) = description.encoded.map_err(CallError::Rejected)?;
-    let handler = inner.registry.function::<R>().map_err(CallError::Rejected)?.clone();
-    let insertion = Insertion::new(inner, &handler, &description.options, Some(context), None)
-        .map_err(CallError::Rejected)?;
-    let id = TaskId(insertion.row.id);
+    insertion: Insertion,
+) -> Result<T, CallError<E>> {
+    let Insertion { row, handler, args, .. } = insertion;
+    let id = TaskId(row.id);
     let now = inner.clock.now();
-    let task = Arc::new(insertion.row.into_log(&inner.store.project, "", now));
+    let (task, _) = inner.unsealed(Arc::new(row.into_log(&inner.store.project, "", now)));
     let context = TaskContext::attached(task, retry.clone(), Arc::default());
     let env = Env { context, states: inner.states.clone() };
-    let report = retry.scope(handler.run(env, Some(Box::new(args)), true)).await;
+    let report = retry.scope(handler.run(env, args, true)).await;
     let Report::Ended { ending, value, .. } = report else {
         return Err(CallError::Rejected(Error::new(ErrorKind::Context, "the arguments were lost")));
     };
@@ -598,7 +629,8 @@ async fn run_bare<R: Retryable>(
         Ending::Failed { error, .. } => error,
         _ => String::new(),
     };
-    match value.and_then(|value| value.downcast::<Typed<R>>().ok()).map(|value| *value) {
+    let value = value.and_then(|value| value.downcast::<Result<T, E>>().ok());
+    match value.map(|value| *value) {
         Some(Ok(value)) => Ok(value),
         value => {
             let error = value.and_then(Result::err);

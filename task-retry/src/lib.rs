@@ -42,6 +42,7 @@
 //! - [`Source`], [`source`]: the numbers by which the table names functions.
 //! - [`Policy`], [`Classify`], [`Verdict`], [`Outcome`]: when to retry, and when to wait.
 //! - [`Strategy`], [`Task`]: the untyped door, for hand-written strategies.
+//! - `mq`, with the feature of that name: messages to brokers, a transactional outbox.
 //! - [`Tasks`], [`Filter`], [`TaskLog`]: the tasks of a project, for people.
 //! - [`Config`]: the keys, in YAML, TOML, the environment or the builder.
 //! - [`ContextCodec`], [`Propagator`]: what encrypts arguments, and what carries traces.
@@ -66,6 +67,8 @@ mod enqueued;
 mod error;
 mod finite;
 pub mod guide;
+#[cfg(feature = "mq")]
+pub mod mq;
 mod outcome;
 mod policy;
 #[doc(hidden)]

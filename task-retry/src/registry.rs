@@ -8,14 +8,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::join_all;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tracing::error;
 
 use crate::context::{Env, Need, States};
 use crate::finite::is_finite;
 use crate::private::{Probes, StoredResult};
 use crate::runtime::execute::failed;
-use crate::source::{RESERVED, ROCKET_MQ};
+use crate::source::{MESSAGES, RESERVED};
 use crate::undecodable::explain;
 use crate::{
     Error, ErrorKind, HandleResult, Policy, Result, Returned, Source, Strategy, TaskLog, Verdict,
@@ -194,6 +197,11 @@ pub(crate) trait Handler: Send + Sync {
     fn on_exhausted(&self, _task: &TaskLog, _error: &str) -> Option<BoxFuture<'static, ()>> {
         None
     }
+
+    /// Closes what it holds.
+    fn shutdown(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
 }
 
 struct Function<R: Retryable>(Spec<R>);
@@ -277,24 +285,45 @@ impl<S: Strategy> Handler for ByHand<S> {
         &'a self,
         env: Env,
         _args: Option<Box<dyn Any + Send>>,
-        _keep_value: bool,
+        keep_value: bool,
     ) -> BoxFuture<'a, Report> {
         Box::pin(async move {
+            let mut result: Result<(), String> = Ok(());
             let ending = match self.strategy.handle(env.context.task()).await {
                 HandleResult::Success => Ending::Success,
                 HandleResult::Pending { deadline } => Ending::Pending(deadline),
                 HandleResult::Fail { reason, retry } => {
                     let verdict = if retry { Verdict::Retry } else { Verdict::Abort };
+                    result = Err(reason.clone());
                     Ending::Failed { error: reason, verdict }
                 }
             };
-            Report::Ended { ending, value: None, result: None }
+            let value = keep_value.then(|| Box::new(result) as Box<dyn Any + Send>);
+            Report::Ended { ending, value, result: None }
         })
     }
 
     fn check(&self, _context: Option<&str>) -> Result<(), String> {
         Ok(())
     }
+
+    fn shutdown(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.strategy.shutdown())
+    }
+}
+
+/// The body of a message: a string as it is, anything else as JSON.
+#[cfg(feature = "mq")]
+pub(crate) fn encode_message<T: Serialize + ?Sized>(body: &T) -> Result<String> {
+    let refuse = |what: &str| Error::new(ErrorKind::Context, format!("the message {what}"));
+    let text = catch_unwind(AssertUnwindSafe(|| to_json(&body)))
+        .map_err(|_| refuse("panicked while it was encoded"))?
+        .map_err(|error| refuse("cannot be stored as JSON").with_source(error))?;
+    if !text.starts_with('"') {
+        return Ok(text);
+    }
+    serde_json::from_str(&text)
+        .map_err(|error| refuse("is no string that JSON can hold").with_source(error))
 }
 
 /// Encodes arguments and decodes them again, so that what does not come back is found out now.
@@ -451,12 +480,16 @@ impl Gather {
         }
         for handler in self.strategies {
             let meta = handler.meta();
-            let reserved = RESERVED.contains(&meta.source) && meta.source != ROCKET_MQ;
+            let reserved = RESERVED.contains(&meta.source) && !MESSAGES.contains(&meta.source);
             if meta.source <= 0 || reserved {
                 mistakes.push(format!(
-                    "`{}` ({}) has source {}: strategies use numbers from 30 up, and {ROCKET_MQ} for \
-                     messages",
-                    meta.name, meta.place, meta.source
+                    "`{}` ({}) has source {}: strategies use numbers from 30 up, and {} to {} \
+                     for messages",
+                    meta.name,
+                    meta.place,
+                    meta.source,
+                    MESSAGES.start(),
+                    MESSAGES.end()
                 ));
                 continue;
             }
@@ -519,6 +552,19 @@ impl Registry {
                 ),
             )
         })
+    }
+
+    /// Lets every strategy close what it holds, all at once.
+    pub(crate) async fn shutdown(&self) {
+        let closing = self.by_source.values().map(|handler| {
+            let place = &handler.meta().place;
+            AssertUnwindSafe(handler.shutdown()).catch_unwind().map(move |end| {
+                if end.is_err() {
+                    error!("the shutdown of {place} panicked");
+                }
+            })
+        });
+        join_all(closing).await;
     }
 
     /// The sources, in the order of their numbers.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
+use sea_orm::ConnectionTrait;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -121,6 +122,9 @@ pub(crate) struct Inner {
     pub(crate) owner: OnceLock<Weak<Owner>>,
 }
 
+/// How long strategies may take to close what they hold.
+const STRATEGIES: Duration = Duration::from_secs(5);
+
 static DEFAULT: RwLock<Option<TaskRetry>> = RwLock::new(None);
 
 /// The runtimes of this process by number, so that what names one can be copied.
@@ -175,6 +179,27 @@ impl TaskRetry {
     /// asked; `Closed` while shutting down. Dropping the future leaves the task stored or not.
     pub async fn submit(&self, task: Task) -> Result<Enqueued> {
         let inner = self.open()?;
+        let insertion = self.prepare(inner, task)?;
+        call::enqueue(inner, insertion).await
+    }
+
+    /// Stores a task, as [`submit`](Self::submit) does, by a transaction of the caller's in the same
+    /// database: it exists only if the transaction is committed. A poll finds it then, or
+    /// [`kick`](Self::kick) at once.
+    ///
+    /// # Errors
+    /// As for [`submit`](Self::submit); `Config` if the connection is to another kind of database.
+    pub async fn submit_in<C: ConnectionTrait>(
+        &self,
+        transaction: &C,
+        task: Task,
+    ) -> Result<Enqueued> {
+        let inner = self.open()?;
+        let insertion = self.prepare(inner, task)?;
+        call::enqueue_in(inner, transaction, insertion).await
+    }
+
+    pub(crate) fn prepare(&self, inner: &Inner, task: Task) -> Result<Insertion> {
         let Some(handler) = inner.registry.by_source(task.source) else {
             return Err(Error::new(
                 ErrorKind::Registry,
@@ -187,8 +212,7 @@ impl TaskRetry {
         if let Err(error) = handler.check(task.context.as_deref()) {
             return Err(Error::new(ErrorKind::Context, error));
         }
-        let insertion = Insertion::new(inner, handler, &task.options, task.context, None)?;
-        call::enqueue(inner, insertion).await
+        Insertion::new(inner, handler, &task.options, task.context, None)
     }
 
     /// Ends a task from outside as succeeded, whoever holds it: one that waits
@@ -321,6 +345,7 @@ impl TaskRetry {
         inner.closing.cancel();
         self.resign();
         if !inner.enabled {
+            inner.registry.shutdown().await;
             return Ok(());
         }
         inner.writer.close();
@@ -340,6 +365,11 @@ impl TaskRetry {
         }
         inner.writer.drain(Duration::from_secs(5)).await;
         inner.ended.cancel();
+        if tokio::time::timeout(STRATEGIES, inner.registry.shutdown()).await.is_err() {
+            info!(
+                "strategies that take longer than {STRATEGIES:?} to close are left to themselves"
+            );
+        }
         Ok(())
     }
 

@@ -5,6 +5,18 @@ use crate::Policy;
 /// The source of RocketMQ messages, as in the starter.
 pub const ROCKET_MQ: i32 = 10;
 
+/// The source of RabbitMQ messages.
+pub const RABBIT_MQ: i32 = 11;
+
+/// The source of messages to NATS JetStream.
+pub const NATS: i32 = 12;
+
+/// The source of Kafka messages.
+pub const KAFKA: i32 = 13;
+
+/// The sources of messages, whose strategies are in `task_retry::mq` or a user's own.
+pub(crate) const MESSAGES: std::ops::RangeInclusive<i32> = ROCKET_MQ..=KAFKA;
+
 /// Numbers 1 to 29 are reserved for sources that this crate defines.
 pub(crate) const RESERVED: std::ops::RangeInclusive<i32> = 1..=29;
 

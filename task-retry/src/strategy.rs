@@ -40,6 +40,11 @@ pub trait Strategy: Send + Sync + 'static {
 
     /// Runs one attempt. A panic counts as a failure; so does a time-out of the source's policy.
     fn handle(&self, task: &TaskLog) -> impl Future<Output = HandleResult> + Send;
+
+    /// Closes what it holds, once the runtime that it was given to has stopped. It may be called again.
+    fn shutdown(&self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
 }
 
 /// What a [`Strategy`] says of an attempt.
