@@ -55,6 +55,14 @@
 //! monotonic clock, hold the lease.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+/// A place where tests may stop the process; nothing without the feature.
+macro_rules! failpoint {
+    ($name:literal) => {
+        #[cfg(feature = "failpoints")]
+        $crate::failpoints::reached($name);
+    };
+}
+
 mod batch;
 mod call;
 mod clock;
@@ -65,6 +73,8 @@ mod context;
 mod encryption;
 mod enqueued;
 mod error;
+#[cfg(feature = "failpoints")]
+pub mod failpoints;
 mod finite;
 pub mod guide;
 #[cfg(feature = "mq")]

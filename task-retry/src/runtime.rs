@@ -364,6 +364,7 @@ impl TaskRetry {
             }
         }
         inner.writer.drain(Duration::from_secs(5)).await;
+        failpoint!("hand-back.after");
         inner.ended.cancel();
         if tokio::time::timeout(STRATEGIES, inner.registry.shutdown()).await.is_err() {
             info!(

@@ -11,6 +11,7 @@ use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
 use task_retry::{Builder, Filter, ManualClock, Status, TaskId, TaskLog, TaskRetry};
 use tokio::sync::Semaphore;
 
+pub mod campaign;
 pub mod proxy;
 pub mod server;
 pub mod worker;

@@ -249,7 +249,9 @@ async fn claim(
     let dry = inner.pool.room_for(line.source, None).waiting == 0;
     let mut claim = inner.claim(vec![line.source], wanted as u32);
     claim.floor = line.floor;
+    failpoint!("claim.before");
     let tasks = steadily(|| in_time(ANSWER, store.claim(&claim))).await?;
+    failpoint!("claim.after");
     let full = tasks.len() >= wanted;
     adapt(inner, line, dry, full);
     line.full = full;

@@ -93,7 +93,10 @@ async fn renew(inner: &Arc<Inner>, store: &Store) -> Result<(), DbErr> {
     while let Some(holds) = batches.pop() {
         let rows: Vec<(i64, i64)> = holds.iter().map(|hold| (hold.id, hold.fence)).collect();
         let until = inner.clock.now() + ceil_millis(inner.lease);
-        let renewed = match limited(inner, renewal(store, &rows, until)).await {
+        failpoint!("renew.before");
+        let renewed = limited(inner, renewal(store, &rows, until)).await;
+        failpoint!("renew.after");
+        let renewed = match renewed {
             // Where locked rows cannot be skipped, the one that keeps the others is found by halves.
             Err(error) if store.optimistic && Fault::of(&error) == Fault::Repeat => {
                 if holds.len() > 1 {
