@@ -383,7 +383,12 @@ pub async fn run(kind: Kind, size: Size, seed: u64) -> Option<Report> {
         if done {
             break;
         }
-        assert!(began.elapsed() < most, "the campaign takes more than {most:?}: {report}");
+        assert!(
+            began.elapsed() < most,
+            "the campaign takes more than {most:?}; {} tasks accepted, all faults done: {}, {report}",
+            reader.seen.accepted.len(),
+            faults.is_finished()
+        );
         while crew.workers.len() < WORKERS {
             crew.hire(&reader.seen.hits);
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sea_orm::{ConnectOptions, Database, DatabaseConnection, TransactionTrait};
-use task_retry::{Config, TaskContext, TaskRetry, enqueue_all, failpoints, retryable};
+use task_retry::{Config, ErrorKind, TaskContext, TaskRetry, enqueue_all, failpoints, retryable};
 use task_retry_tests::campaign::{LEASE, Ledger, Line, POLL, Settings, WORK, now};
 
 /// Takes a while, and fails now and then.
@@ -100,6 +100,7 @@ async fn run(settings: Settings, ledger: Arc<Ledger>) {
         match start(&settings, &ledger).await {
             Ok(retry) => break retry,
             Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Store, "{error}");
                 tracing::warn!(%error, "not started yet");
                 tokio::select! {
                     () = tokio::time::sleep(Duration::from_millis(100)) => {}
@@ -129,7 +130,7 @@ async fn start(settings: &Settings, ledger: &Arc<Ledger>) -> task_retry::Result<
         .lease_second(LEASE.as_secs())
         .poll_interval_ms(POLL.as_millis() as u64)
         .shutdown_grace_second(0)
-        .max_crash(1_000_000)
+        .max_crash(1000)
         .shared_state(ledger.clone())
         .start()
         .await
