@@ -58,7 +58,7 @@ impl TaskContext {
     /// A context that no lease stands behind, as with `enable: false`, says `true`.
     pub fn holds(&self) -> bool {
         self.runtime.as_ref().is_none_or(|Attached { runtime, hold }| {
-            hold.why_stopped() != Some(Stop::Lost) && hold.is_valid(runtime.inner().clock.now())
+            hold.why_stopped() != Some(Stop::Lost) && hold.is_valid(runtime.inner().clock.latest())
         })
     }
 

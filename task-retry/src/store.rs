@@ -165,6 +165,8 @@ pub(crate) struct Claim {
     pub(crate) which: Which,
     /// Also rows whose holder let its lease run out, ...
     pub(crate) take_over: bool,
+    /// Leases that ended up to then have ended for certain.
+    pub(crate) expired: Millis,
     /// ... but for these, which this process holds itself.
     pub(crate) except: Vec<i64>,
 }
@@ -597,7 +599,7 @@ impl Store {
         if let Some(ids) = &claim.ids {
             sql.push(" and id in ").list(self.ids(ids));
             sql.push(" and (locked_by is null or next_send_time is null or next_send_time <= ");
-            sql.bind(self.times.down(claim.now)).push(") order by id");
+            sql.bind(self.times.down(claim.expired)).push(") order by id");
         } else {
             sql.push(" and ").push(OPEN).push(" and next_send_time <= ");
             sql.bind(self.times.down(claim.now));
@@ -611,8 +613,14 @@ impl Store {
             };
             if !claim.take_over {
                 sql.push(" and locked_by is null");
-            } else if !claim.except.is_empty() {
-                sql.push(" and id not in ").list(self.ids(&claim.except));
+            } else {
+                if claim.expired < claim.now {
+                    sql.push(" and (locked_by is null or next_send_time <= ");
+                    sql.bind(self.times.down(claim.expired)).push(")");
+                }
+                if !claim.except.is_empty() {
+                    sql.push(" and id not in ").list(self.ids(&claim.except));
+                }
             }
             sql.push(" order by next_send_time");
         }

@@ -12,7 +12,7 @@ use super::execute::{Limits, Pool};
 use super::{
     DEFAULT, Inner, Owner, TaskRetry, claim, jobs, lease, pauses, supervised, waits, write,
 };
-use crate::clock::{Clock, ManualClock};
+use crate::clock::{Clock, ManualClock, UNSURE};
 use crate::config::Overlay;
 use crate::context::States;
 use crate::registry::{Gather, Retryable};
@@ -478,7 +478,12 @@ impl Open<'_> {
         }
         let offset = if layout.starter { self.config.time_zone.seconds() } else { 0 };
         let store = Store::new(db, project, worker_id(), layout, offset, optimistic).await?;
-        store.sync(self.clock).await?;
+        for _ in 0..3 {
+            store.sync(self.clock).await?;
+            if self.clock.error() <= UNSURE {
+                break;
+            }
+        }
         Ok(store)
     }
 }

@@ -327,7 +327,7 @@ fn hand_over(inner: &Arc<Inner>, ready: Ready) {
 /// instance, and has lost the task to this newer claim, so it is stopped first. If it cannot be
 /// stopped, the lease of this claim runs out.
 async fn after_an_earlier(inner: Arc<Inner>, ready: Ready) {
-    while ready.hold.is_valid(inner.clock.now()) {
+    while ready.hold.is_valid(inner.clock.latest()) {
         inner.held.stop(ready.hold.id, Stop::Lost);
         if inner.held.add(ready.hold.clone()) {
             return hand_over(&inner, ready);
@@ -343,7 +343,7 @@ async fn after_an_earlier(inner: Arc<Inner>, ready: Ready) {
 /// Ends a task that was taken for it as failed, once no earlier attempt of it runs here, and tells
 /// whether that took effect.
 pub(super) async fn give_up(inner: Arc<Inner>, ready: Ready) -> bool {
-    while ready.hold.is_valid(inner.clock.now()) {
+    while ready.hold.is_valid(inner.clock.latest()) {
         inner.held.stop(ready.hold.id, Stop::Lost);
         if inner.held.add(ready.hold.clone()) {
             let ended = super::execute::attempt(&inner, ready, false, true).await;
@@ -359,12 +359,13 @@ impl Inner {
     pub(crate) fn claim(&self, sources: Vec<i32>, limit: u32) -> Claim {
         let now = self.clock.now();
         // A process that was stopped for a while must not take its own tasks for a dead one's.
-        let except = self.held.expired(now);
+        let except = self.held.expired(self.clock.latest());
         Claim {
             sources,
             ids: None,
             limit,
             now,
+            expired: self.clock.earliest(),
             until: now + ceil_millis(self.lease),
             floor: None,
             which: Which::Innocent,

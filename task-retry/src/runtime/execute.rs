@@ -462,7 +462,7 @@ async fn run(inner: &Arc<Inner>, ready: Ready, keep_value: bool) -> Ended {
     match hold.why_stopped() {
         Some(Stop::Lost) => return Ended::new(EndKind::Lost),
         Some(Stop::Shutdown) => return put_back(&task, now),
-        None if !hold.is_valid(now) => {
+        None if !hold.is_valid(inner.clock.latest()) => {
             debug!("the lease ran out before the attempt could start; the task is put back");
             return put_back(&task, now);
         }

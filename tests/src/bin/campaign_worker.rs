@@ -13,7 +13,7 @@ use task_retry::{Config, ErrorKind, TaskContext, TaskRetry, enqueue_all, failpoi
 use task_retry_tests::campaign::{LEASE, Ledger, Line, POLL, Settings, WORK, now};
 
 /// Takes a while, and fails now and then.
-#[retryable(source = WORK, max_retry = 1000, first_execute = "200ms", delay_base = "200ms", delay_multiplier = 1)]
+#[retryable(source = WORK, max_retry = 1000, first_execute = "1s", delay_base = "1s", delay_multiplier = 1)]
 async fn work(
     number: u64,
     #[context] context: &TaskContext,
