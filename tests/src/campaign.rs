@@ -389,7 +389,7 @@ pub async fn run(kind: Kind, size: Size, seed: u64) -> Option<Report> {
         crew.reap(&mut report, &mut troubles).await;
         // And every point was the end of its share.
         let hits = |point: &&str| reader.seen.hits.get(*point).copied().unwrap_or(0);
-        let fewest = failpoints::ALL.iter().map(|point| hits(point)).min().unwrap_or(0);
+        let fewest = failpoints::ALL.iter().map(hits).min().unwrap_or(0);
         let enough = report.kills >= size.kills && fewest >= size.kills / 10;
         let done =
             enough && reader.seen.accepted.len() as u64 >= size.tasks && faults.is_finished();
