@@ -338,35 +338,73 @@ impl Worker {
 enum Database {
     Sqlite,
     Server(Server, Proxy),
+    /// A PostgreSQL whose commits wait for its standby.
+    Pair(tokio::sync::Mutex<(Server, Server)>, Proxy),
+}
+
+/// Starts a PostgreSQL and a standby without which it commits nothing.
+async fn pair() -> Option<(Server, Server)> {
+    let primary = Server::start(Kind::Postgres).await?;
+    let admin = sea_orm::Database::connect(primary.url()).await.expect("the server answers");
+    for sql in ["alter system set synchronous_standby_names = '*'", "select pg_reload_conf()"] {
+        admin.execute_unprepared(sql).await.expect("a superuser may");
+    }
+    admin.close().await.expect("it closes");
+    let standby = primary.standby().await;
+    Some((primary, standby))
+}
+
+/// Kills the primary, makes its standby the primary, and gives it a standby.
+async fn fail_over(pair: &mut (Server, Server), proxy: &Proxy) {
+    pair.0.kill();
+    let promoted = sea_orm::Database::connect(pair.1.url()).await.expect("the standby answers");
+    promoted.execute_unprepared("select pg_promote()").await.expect("it is promoted");
+    promoted.close().await.expect("it closes");
+    proxy.lead_to(&pair.1.url());
+    let standby = pair.1.standby().await;
+    let promoted = std::mem::replace(&mut pair.1, standby);
+    pair.0 = promoted;
 }
 
 /// Runs a campaign; `None` where its server is not there.
 pub async fn run(kind: Kind, size: Size, seed: u64) -> Option<Report> {
-    let (db, database, url) = if kind == Kind::Sqlite {
-        let db = TestDb::create(kind).await?;
-        let url = db.url.clone();
-        (db, Database::Sqlite, url)
+    let (db, database) = if kind == Kind::Sqlite {
+        (TestDb::create(kind).await?, Database::Sqlite)
     } else {
         let server = Server::start(kind).await?;
-        let db = TestDb::create_at(kind, &server.url()).await;
+        let mut db = TestDb::create_at(kind, &server.url()).await;
         let proxy = Proxy::start(&db.url).await;
-        let url = proxy.url(&db.url);
-        (db, Database::Server(server, proxy), url)
+        db.url = proxy.url(&db.url);
+        (db, Database::Server(server, proxy))
     };
+    Some(campaign(&format!("{kind:?}"), db, database, size, seed).await)
+}
+
+/// Runs a campaign on a PostgreSQL that fails over to its standby, again and again.
+pub async fn run_pair(size: Size, seed: u64) -> Option<Report> {
+    let pair = pair().await?;
+    let mut db = TestDb::create_at(Kind::Postgres, &pair.0.url()).await;
+    let proxy = Proxy::start(&db.url).await;
+    db.url = proxy.url(&db.url);
+    let database = Database::Pair(pair.into(), proxy);
+    Some(campaign("Postgres with a synchronous standby", db, database, size, seed).await)
+}
+
+async fn campaign(name: &str, db: TestDb, database: Database, size: Size, seed: u64) -> Report {
     let looker = db.builder().only::<()>().job(false).start().await.expect("the table is made");
     looker.shutdown().await.expect("the runtime ends");
 
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let name = format!("task-retry-campaign-{}-{count}", std::process::id());
-    let folder = std::env::temp_dir().join(name);
+    let folder = format!("task-retry-campaign-{}-{count}", std::process::id());
+    let folder = std::env::temp_dir().join(folder);
     std::fs::create_dir_all(&folder).expect("a folder");
     let began = Instant::now();
     let ledger = Ledger::open(&folder);
     drop(ledger);
     let file = File::open(folder.join("ledger")).expect("the ledger is there");
     let mut reader = Reader { file, rest: Vec::new(), seen: Seen::default() };
-    let mut report = Report { name: format!("{kind:?}"), ..Report::default() };
+    let mut report = Report { name: name.to_owned(), ..Report::default() };
     let mut troubles = Vec::new();
     let random = fastrand::Rng::with_seed(seed);
     let stop = Arc::new(AtomicBool::new(false));
@@ -379,7 +417,8 @@ pub async fn run(kind: Kind, size: Size, seed: u64) -> Option<Report> {
             Duration::from_millis(u64::from(size.kills * 100 / size.faults.max(1)).min(3000));
         tokio::spawn(trouble(database, url, random, pause, size.faults, stop))
     };
-    let settings = Settings { url, folder: folder.clone(), first: 0, at: None, rate: 250 };
+    let settings =
+        Settings { url: db.url.clone(), folder: folder.clone(), first: 0, at: None, rate: 250 };
     let mut crew = Crew { settings, workers: Vec::new(), random, made: 0 };
     let most = Duration::from_secs(
         120 + u64::from(size.kills) + 6 * u64::from(size.faults) + size.tasks / 200,
@@ -427,9 +466,11 @@ pub async fn run(kind: Kind, size: Size, seed: u64) -> Option<Report> {
     } else {
         eprintln!("the ledger and the workers' log stay in {}", folder.display());
     }
-    drop(database);
-    db.drop().await;
-    Some(report)
+    // A server goes with all that is in it.
+    if matches!(*database, Database::Sqlite) {
+        db.drop().await;
+    }
+    report
 }
 
 /// The worker processes.
@@ -594,6 +635,10 @@ async fn trouble(
                 other.execute_unprepared("rollback").await.expect("it ends");
                 other.close().await.expect("it closes");
                 "locked by another process"
+            }
+            Database::Pair(pair, proxy) => {
+                fail_over(&mut *pair.lock().await, proxy).await;
+                "failed over"
             }
             Database::Server(server, proxy) => match random.u8(..5) {
                 0 | 1 => {

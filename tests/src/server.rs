@@ -1,7 +1,8 @@
 //! A database server of one test, to be killed and started again.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -10,7 +11,7 @@ use tokio::process::Command;
 use crate::Kind;
 
 /// Makes a server beside those of `tests/run`, by the same scripts, so that it is stopped with them at
-/// the latest: NAME, the folder for it, and the folder of the scripts.
+/// the latest: NAME, the folder for it, the folder of the scripts, and for a standby its primary's port.
 const CREATE: &str = r#"
 set -euo pipefail
 name=$1 dir=$2 scripts=$3
@@ -23,7 +24,7 @@ for attempt in 1 2 3; do
   port=$(free_port)
   url=$("${name}_url" "$port")
   mkdir -p "$dir"
-  "${name}_create" "$dir" "$port"
+  if [[ -n ${4-} ]]; then "${name}_standby" "$dir" "$port" "$4"; else "${name}_create" "$dir" "$port"; fi
   if START_LIMIT=0 "$dir/start"; then exit; fi
   rm -rf "$dir"
 done
@@ -46,16 +47,29 @@ impl Server {
             return None;
         };
         let name = format!("{kind:?}").to_lowercase();
-        let folder = PathBuf::from(servers).join(format!("{name}-{}", std::process::id()));
+        Some(Self::create(Path::new(&servers), &name, None).await)
+    }
+
+    /// Creates and starts a PostgreSQL that follows this one.
+    pub async fn standby(&self) -> Self {
+        let servers = self.folder.parent().expect("a folder in a folder");
+        Self::create(servers, "postgres", Some(&self.read("port"))).await
+    }
+
+    async fn create(servers: &Path, name: &str, primary: Option<&str>) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = servers.join(format!("{name}-{}-{count}", std::process::id()));
         let server = Self { folder };
         let created = Command::new("bash")
-            .args(["-c", CREATE, "create", &name])
+            .args(["-c", CREATE, "create", name])
             .arg(&server.folder)
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/servers"))
+            .args(primary)
             .stdin(Stdio::null())
             .status();
         assert!(created.await.expect("bash runs").success(), "{name} cannot be started");
-        Some(server)
+        server
     }
 
     /// The URL of its administrator.

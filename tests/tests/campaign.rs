@@ -2,33 +2,38 @@
 //! database; `TASK_RETRY_CAMPAIGN="kills=1000 faults=200 tasks=200000"` makes it as long as one likes.
 
 use task_retry_tests::Kind;
-use task_retry_tests::campaign::{Size, run};
+use task_retry_tests::campaign::{Report, Size, run, run_pair};
 
-async fn nothing_is_lost(kind: Kind) {
-    let size = Size::from_env();
+async fn nothing_is_lost(campaign: impl AsyncFnOnce(Size, u64) -> Option<Report>) {
     let seed = fastrand::u64(..);
     println!("seed {seed}");
-    let Some(report) = run(kind, size, seed).await else { return };
+    let Some(report) = campaign(Size::from_env(), seed).await else { return };
     println!("{report}");
     assert!(report.violations.is_empty(), "seed {seed}: {report}");
 }
 
+/// What was acknowledged is on the standby too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_that_fails_over() {
+    nothing_is_lost(run_pair).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlite() {
-    nothing_is_lost(Kind::Sqlite).await;
+    nothing_is_lost(async |size, seed| run(Kind::Sqlite, size, seed).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres() {
-    nothing_is_lost(Kind::Postgres).await;
+    nothing_is_lost(async |size, seed| run(Kind::Postgres, size, seed).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mariadb() {
-    nothing_is_lost(Kind::MariaDb).await;
+    nothing_is_lost(async |size, seed| run(Kind::MariaDb, size, seed).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mysql() {
-    nothing_is_lost(Kind::MySql).await;
+    nothing_is_lost(async |size, seed| run(Kind::MySql, size, seed).await).await;
 }
