@@ -340,6 +340,8 @@ enum Database {
     Server(Server, Proxy),
     /// A PostgreSQL whose commits wait for its standby.
     Pair(tokio::sync::Mutex<(Server, Server)>, Proxy),
+    /// Three MariaDB nodes, and a proxy for each, which leads elsewhere while its node is down.
+    Cluster(Vec<Server>, Vec<Proxy>),
 }
 
 /// Starts a PostgreSQL and a standby without which it commits nothing.
@@ -390,6 +392,20 @@ pub async fn run_pair(size: Size, seed: u64) -> Option<Report> {
     Some(campaign("Postgres with a synchronous standby", db, database, size, seed).await)
 }
 
+/// Runs a campaign on a Galera cluster whose nodes are killed in turn and join again; the workers are
+/// on different nodes.
+pub async fn run_cluster(size: Size, seed: u64) -> Option<Report> {
+    let nodes = Server::galera().await?;
+    let mut db = TestDb::create_at(Kind::MariaDb, &nodes[0].url()).await;
+    let mut proxies = Vec::new();
+    for node in &nodes {
+        proxies.push(Proxy::start(&node.url()).await);
+    }
+    db.url = proxies[0].url(&db.url);
+    let database = Database::Cluster(nodes, proxies);
+    Some(campaign("MariaDb in a Galera cluster", db, database, size, seed).await)
+}
+
 async fn campaign(name: &str, db: TestDb, database: Database, size: Size, seed: u64) -> Report {
     let looker = db.builder().only::<()>().job(false).start().await.expect("the table is made");
     looker.shutdown().await.expect("the runtime ends");
@@ -417,9 +433,13 @@ async fn campaign(name: &str, db: TestDb, database: Database, size: Size, seed: 
             Duration::from_millis(u64::from(size.kills * 100 / size.faults.max(1)).min(3000));
         tokio::spawn(trouble(database, url, random, pause, size.faults, stop))
     };
+    let urls = match &*database {
+        Database::Cluster(_, proxies) => proxies.iter().map(|proxy| proxy.url(&db.url)).collect(),
+        _ => vec![db.url.clone()],
+    };
     let settings =
-        Settings { url: db.url.clone(), folder: folder.clone(), first: 0, at: None, rate: 250 };
-    let mut crew = Crew { settings, workers: Vec::new(), random, made: 0 };
+        Settings { url: String::new(), folder: folder.clone(), first: 0, at: None, rate: 250 };
+    let mut crew = Crew { settings, urls, workers: Vec::new(), random, made: 0 };
     let most = Duration::from_secs(
         120 + u64::from(size.kills) + 6 * u64::from(size.faults) + size.tasks / 200,
     );
@@ -476,16 +496,24 @@ async fn campaign(name: &str, db: TestDb, database: Database, size: Size, seed: 
 /// The worker processes.
 struct Crew {
     settings: Settings,
+    /// They take turns.
+    urls: Vec<String>,
     workers: Vec<Worker>,
     random: fastrand::Rng,
     made: u64,
 }
 
 impl Crew {
+    /// For the next one.
+    fn settings(&mut self) -> Settings {
+        self.made += 1;
+        let url = self.urls[self.made as usize % self.urls.len()].clone();
+        Settings { url, ..self.settings.clone() }
+    }
+
     /// Starts one. Most of them will kill themselves at the point that was hit least so far.
     fn hire(&mut self, hits: &BTreeMap<String, u32>) {
-        self.made += 1;
-        let mut settings = self.settings.clone();
+        let mut settings = self.settings();
         settings.first = self.made << 32;
         let mut quits = None;
         if self.random.u8(..) < 190 {
@@ -581,7 +609,7 @@ impl Crew {
         while !ended && Instant::now() < until {
             self.reap(report, troubles).await;
             while self.workers.len() < 2 {
-                let settings = Settings { at: None, first: 0, ..self.settings.clone() };
+                let settings = self.settings();
                 self.workers.push(Worker::start(&settings));
             }
             self.strike(true, report, troubles);
@@ -635,6 +663,16 @@ async fn trouble(
                 other.execute_unprepared("rollback").await.expect("it ends");
                 other.close().await.expect("it closes");
                 "locked by another process"
+            }
+            Database::Cluster(nodes, proxies) => {
+                let down = random.usize(..nodes.len());
+                let up = (down + 1) % nodes.len();
+                nodes[down].kill();
+                proxies[down].lead_to(&nodes[up].url());
+                wait(&mut random, least, most).await;
+                nodes[down].restart().await;
+                proxies[down].lead_to(&nodes[down].url());
+                "node killed"
             }
             Database::Pair(pair, proxy) => {
                 fail_over(&mut *pair.lock().await, proxy).await;

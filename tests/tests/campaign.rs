@@ -2,7 +2,7 @@
 //! database; `TASK_RETRY_CAMPAIGN="kills=1000 faults=200 tasks=200000"` makes it as long as one likes.
 
 use task_retry_tests::Kind;
-use task_retry_tests::campaign::{Report, Size, run, run_pair};
+use task_retry_tests::campaign::{Report, Size, run, run_cluster, run_pair};
 
 async fn nothing_is_lost(campaign: impl AsyncFnOnce(Size, u64) -> Option<Report>) {
     let seed = fastrand::u64(..);
@@ -10,6 +10,12 @@ async fn nothing_is_lost(campaign: impl AsyncFnOnce(Size, u64) -> Option<Report>
     let Some(report) = campaign(Size::from_env(), seed).await else { return };
     println!("{report}");
     assert!(report.violations.is_empty(), "seed {seed}: {report}");
+}
+
+/// Nodes do not see each other's locks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mariadb_in_a_galera_cluster() {
+    nothing_is_lost(run_cluster).await;
 }
 
 /// What was acknowledged is on the standby too.
