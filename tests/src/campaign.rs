@@ -139,7 +139,8 @@ struct Seen {
     accepted: HashSet<i64>,
     attempts: HashMap<i64, Vec<Attempt>>,
     hits: BTreeMap<String, u32>,
-    by_itself: HashMap<u32, u64>,
+    /// Who killed itself, and when.
+    by_itself: Vec<(u32, u64)>,
 }
 
 #[derive(Clone, Debug)]
@@ -199,7 +200,7 @@ impl Seen {
             }
             Line::Hit { point, pid, at } => {
                 *self.hits.entry(point).or_default() += 1;
-                self.by_itself.insert(pid, at);
+                self.by_itself.push((pid, at));
             }
         }
     }
@@ -832,34 +833,41 @@ fn one_task(
 
 /// What kept the end of an attempt from being written before the next started.
 fn why(attempt: &Attempt, next: &Attempt, troubles: &[Trouble]) -> Option<&'static str> {
+    // A process that is stopped between its last look at the lease and the start starts late.
+    let (from, until) = (attempt.start.min(next.start), attempt.start.max(next.start));
     let concerned = troubles.iter().filter(|trouble| {
         trouble.pid.is_none_or(|pid| pid == attempt.pid)
-            && trouble.from <= next.start
-            && trouble.until >= attempt.start
+            && trouble.from <= until
+            && trouble.until >= from
     });
     // What struck the process itself explains it best.
     concerned.max_by_key(|trouble| trouble.pid.is_some()).map(|trouble| trouble.what)
 }
 
-/// How long tasks waited whose worker was killed.
+/// How long tasks waited whose worker was killed, and whose next worker was not.
 fn recovery(seen: &Seen, troubles: &[Trouble], report: &mut Report) {
-    let killed: HashMap<u32, u64> = troubles
-        .iter()
-        .filter(|trouble| trouble.what == "killed")
-        .filter_map(|trouble| Some((trouble.pid?, trouble.from)))
-        .collect();
+    let mut deaths: HashMap<u32, Vec<u64>> = HashMap::new();
+    let noticed = troubles.iter().filter(|trouble| trouble.what == "killed");
+    let noticed = noticed.filter_map(|trouble| Some((trouble.pid?, trouble.from)));
+    // Noticed a little later than they came; those of its own a process told of itself.
+    for (pid, at) in seen.by_itself.iter().copied().chain(noticed) {
+        deaths.entry(pid).or_default().push(at);
+    }
+    let faults: Vec<&Trouble> = troubles.iter().filter(|trouble| trouble.pid.is_none()).collect();
     for attempts in seen.attempts.values() {
-        for attempt in attempts {
-            let (Some(&death), None) = (killed.get(&attempt.pid), attempt.end) else { continue };
-            // The death was noticed a little later than it came.
-            let death = seen.by_itself.get(&attempt.pid).copied().unwrap_or(death);
-            let next = attempts.iter().filter(|next| next.fence > attempt.fence);
-            let Some(next) = next.map(|next| next.start).min() else { continue };
-            let well = !troubles.iter().any(|trouble| {
-                trouble.pid.is_none() && trouble.from <= next && trouble.until >= attempt.start
-            });
+        for attempt in attempts.iter().filter(|attempt| attempt.end.is_none()) {
+            // Numbers of processes come again.
+            let deaths = deaths.get(&attempt.pid).into_iter().flatten();
+            let death = deaths.filter(|death| **death >= attempt.start).min();
+            let next = attempts.iter().find(|next| next.fence == attempt.fence + 1);
+            let (Some(&death), Some(next)) = (death, next) else { continue };
+            // After a fault all leases are left alone for the length of one.
+            let quiet = LEASE.as_micros() as u64;
+            let well = !faults
+                .iter()
+                .any(|fault| fault.from <= next.start && fault.until + quiet >= attempt.start);
             if well {
-                report.recovery.push(Duration::from_micros(next.saturating_sub(death)));
+                report.recovery.push(Duration::from_micros(next.start.saturating_sub(death)));
             }
         }
     }

@@ -26,6 +26,8 @@ const FULL_LOOK: Duration = Duration::from_secs(5);
 const LOOKS: u32 = 20;
 /// A probe at least this often while batches come full.
 const PROBE: Duration = Duration::from_millis(200);
+/// However much else is due, suspects are looked for this often.
+const SUSPECTS: Duration = Duration::from_secs(1);
 /// With more tasks than this past their leases, a process waits for their renewal.
 const MANY: usize = 1000;
 /// What one claim may bring into memory, about.
@@ -70,6 +72,8 @@ struct Line {
     /// The last claim came back full: there is probably more.
     full: bool,
     claimed: Instant,
+    /// When suspects were looked for.
+    suspects: Instant,
     /// About how large a row of it is.
     bytes: usize,
 }
@@ -89,6 +93,7 @@ pub(crate) async fn run(inner: Arc<Inner>) {
             rest: FULL_LOOK,
             full: false,
             claimed: Instant::now(),
+            suspects: Instant::now(),
             bytes: 1000,
         })
         .collect();
@@ -262,7 +267,8 @@ async fn claim(
         debug!(source = line.source, tasks = tasks.len(), "claimed");
     }
     take_in(inner, tasks, claim.until);
-    if !full && !inner.pool.has_suspect() {
+    if (!full || line.suspects.elapsed() > SUSPECTS) && !inner.pool.has_suspect() {
+        line.suspects = Instant::now();
         // One at a time, and only to start at once: whoever is held beside it may die with it.
         claim.which = Which::Suspect;
         claim.limit = 1;
