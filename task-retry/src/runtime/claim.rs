@@ -362,6 +362,7 @@ impl Inner {
             sources,
             ids: None,
             limit,
+            shard: None,
             now,
             until: now + ceil_millis(self.lease),
             floor: None,
