@@ -115,8 +115,11 @@ fn unknown_variables_name_the_known_ones() {
         text.contains("did you mean `TASK_RETRY__THREAD_POOL_PARAM__MAX_POOL_SIZE`?"),
         "{text}"
     );
-    let text = message(env(&[("TASK_RETRY__RABBIT__PORT", "5")]));
-    assert!(text.starts_with("TASK_RETRY__RABBIT__PORT is unknown: known here: "), "{text}");
+    let text = message(env(&[("TASK_RETRY__RABBIT__VIRTUAL_HOST", "5")]));
+    assert!(
+        text.starts_with("TASK_RETRY__RABBIT__VIRTUAL_HOST is unknown: known here: "),
+        "{text}"
+    );
 }
 
 #[cfg(not(feature = "xxl-job"))]
@@ -214,7 +217,7 @@ mod xxl_job {
              - task-retry.xxl-job.callback-shape is 3.5: it must be `auto`, `array` (admins up to 3.4) \
              or `object` (admins from 3.5)\n\
              - task-retry.xxl-job.log-retention-days is 0: it must be at least 1 (days)\n\
-             - task-retry.xxl-job.appname is 1: it must be a text, put it in quotes"
+             - task-retry.xxl-job.app-name is 1: it must be a text, put it in quotes"
         );
         let config = Config::from_yaml(
             "task-retry: { xxl-job: { ip: 0.0.0.0, address: 'shop:9999', app-name: 商店 } }",
