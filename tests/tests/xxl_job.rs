@@ -9,8 +9,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use task_retry::xxl_job::{CallbackShape, XxlJobConfig};
 use task_retry::{
-    Builder, Error, ErrorKind, Filter, ManualClock, Status, TaskContext, TaskId, TaskRetry,
-    retryable,
+    Builder, Call, Error, ErrorKind, Filter, ManualClock, Retryable, Status, TaskContext, TaskId,
+    TaskRetry, retryable,
 };
 use task_retry_tests::xxl_job::{Admin, Dialect, Fault, TRIGGERED, address, raw};
 use task_retry_tests::{Gate, Kind, TestDb, becomes, contract, manual_clock, on, task, until};
@@ -87,7 +87,6 @@ struct Scene {
     folder: Folder,
     retry: TaskRetry,
     clock: ManualClock,
-    ran: Arc<Ran>,
     gate: Arc<Gate>,
     at: String,
 }
@@ -101,14 +100,14 @@ impl Scene {
     async fn with(admin: Admin, change: impl FnOnce(&mut XxlJobConfig)) -> Self {
         let db = TestDb::create(Kind::Sqlite).await.expect("SQLite is always there");
         let (folder, clock) = (Folder::new(), manual_clock());
-        let (ran, gate) = (Arc::new(Ran::default()), Arc::new(Gate::default()));
+        let gate = Arc::new(Gate::default());
         let mut config = config(&admin, &folder);
         change(&mut config);
         let registers = config.access_token.is_some();
         let retry = db
             .builder()
             .only::<(note, gated)>()
-            .shared_state(ran.clone())
+            .state(Ran::default())
             .shared_state(gate.clone())
             .clock(clock.clone())
             .xxl_job(config)
@@ -116,18 +115,23 @@ impl Scene {
             .await
             .expect("it starts");
         let at = if registers { admin.registered(1).await.remove(0) } else { String::new() };
-        Self { db, admin, folder, retry, clock, ran, gate, at }
+        Self { db, admin, folder, retry, clock, gate, at }
     }
 
     /// Stores a call that is due, and that no worker takes.
     async fn due(&self, fails: bool) -> TaskId {
-        let call = note(fails).on(&self.retry).at(self.clock.now() - Duration::from_secs(1));
-        call.enqueue().await.expect("it is stored").id()
+        self.becomes_due(note(fails)).await
     }
 
     async fn due_gated(&self) -> TaskId {
-        let call = gated().on(&self.retry).at(self.clock.now() - Duration::from_secs(1));
-        call.enqueue().await.expect("it is stored").id()
+        self.becomes_due(gated()).await
+    }
+
+    async fn becomes_due<R: Retryable>(&self, call: Call<R>) -> TaskId {
+        let call = call.on(&self.retry).delay(Duration::from_millis(1));
+        let id = call.enqueue().await.expect("it is stored").id();
+        self.clock.advance(Duration::from_millis(1));
+        id
     }
 
     /// A run that goes on until the gate opens.
@@ -383,6 +387,11 @@ async fn requests_are_read_byte_by_byte() {
         ("POST /run", "{", "not understood"),
         ("POST /run", "", "not understood"),
         ("POST /run", "{\"jobId\":1}", "logId"),
+        (
+            "POST /run",
+            &scene.admin.job("taskRetryJob", "订单").to_string(),
+            "\"订单\": write `blank`",
+        ),
         ("POST /log", "[]", "not understood"),
         ("POST /", "{}", "nothing at /"),
         ("POST /runs", "{}", "beat, idleBeat, run, trigger, kill and log"),
@@ -595,6 +604,22 @@ async fn a_shutdown_ends_what_runs_and_tells_the_admin() {
     scene.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_end_is_lost_when_a_run_and_the_executor_end_together() {
+    for _ in 0..20 {
+        let scene = Scene::new(Dialect::New).await;
+        let mut logs = Vec::new();
+        for _ in 0..3 {
+            logs.push(scene.admin.trigger(&scene.at, &scene.blank()).await.0);
+        }
+        scene.retry.shutdown().await.unwrap();
+        for log_id in logs {
+            assert!(!scene.admin.callbacks(log_id).is_empty(), "the admin was told of {log_id}");
+        }
+        scene.end().await;
+    }
+}
+
 struct Executor(Child);
 
 impl Executor {
@@ -673,12 +698,13 @@ async fn a_broadcast_runs_each_row_once(db: Arc<TestDb>) {
         folders.push(folder);
     }
     let at = admin.registered(3).await;
-    let past = executors[0].now() - Duration::from_secs(1);
     let mut calls = Vec::new();
     for _ in 0..ROWS {
-        calls.push(note(false).on(&executors[0]).at(past));
+        calls.push(note(false).on(&executors[0]).delay(Duration::from_millis(1)));
     }
     let stored = task_retry::enqueue_all(calls).await.unwrap();
+    // Due times are rounded down.
+    tokio::time::sleep(Duration::from_millis(2)).await;
     let one = stored[0].id();
     // A share that is alone runs its own rows only.
     let mut logs = Vec::new();
@@ -781,6 +807,10 @@ async fn what_cannot_work_is_refused_at_the_start() {
     let error = refusal(bad(&|config| config.log_path = Some(file.clone()))).await;
     assert!(error.to_string().contains("cannot be written"), "{error}");
     std::fs::remove_file(file).unwrap();
+    match bad(&|config| config.admin_addresses = vec!["https://127.0.0.1:1".into()]).start().await {
+        Ok(retry) => retry.shutdown().await.unwrap(),
+        Err(error) => assert!(error.to_string().contains("ca-certificates"), "{error}"),
+    }
     let error = refusal(bad(&|_| {}).project("商店")).await;
     assert!(error.to_string().contains("xxl-job.app-name is \"商店\""), "{error}");
 

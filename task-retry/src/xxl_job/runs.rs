@@ -229,13 +229,18 @@ impl Runs {
     fn end(&self, run: &Run, (code, text): (i32, String)) {
         let log = Log::new(self.journal.writer(run.id), &self.inner);
         log.last(&format!("ended with {code}: {text}"));
-        self.state().active.remove(&(run.id.day(), run.id.log));
         info!(job = run.job, log_id = run.id.log, code, text, "a run of xxl-job has ended");
         let end = Ended::new(run.id, code, text);
         if let Err(error) = self.journal.keep(&end) {
             warn!(%error, "xxl-job's log-path cannot be written: a crash would lose the end of a run");
         }
-        self.ends().insert(end.run, end);
+        {
+            // At once, so that neither a shutdown nor somebody who reads the log sees one without the
+            // other.
+            let mut state = self.state();
+            state.active.remove(&(run.id.day(), run.id.log));
+            self.ends().insert(end.run, end);
+        }
         self.ended.notify_one();
     }
 
