@@ -773,6 +773,31 @@ async fn history_is_removed_when_it_is_triggered(db: Arc<TestDb>) {
 
 contract!(a_broadcast_runs_each_row_once, history_is_removed_when_it_is_triggered);
 
+/// Where nothing else listens, since it listens on every interface: in a network namespace of its own.
+#[tokio::test]
+async fn an_admin_of_somebody_else_triggers_and_sees_the_runs() {
+    let Ok(ratchjob) = std::env::var("TASK_RETRY_TEST_RATCHJOB") else {
+        eprintln!("skipped: TASK_RETRY_TEST_RATCHJOB is not set: run the tests with `tests/run`");
+        return;
+    };
+    let mut unshare = Command::new("unshare");
+    if !nix::unistd::geteuid().is_root() {
+        unshare.args(["--user", "--map-root-user"]);
+    }
+    let beside = env!("CARGO_BIN_EXE_beside_ratchjob");
+    unshare.args([
+        "--net",
+        "sh",
+        "-c",
+        "ip link set lo up && exec \"$0\" \"$1\"",
+        beside,
+        &ratchjob,
+    ]);
+    let status =
+        tokio::time::timeout(Duration::from_secs(120), unshare.kill_on_drop(true).status());
+    assert!(status.await.expect("it ends").expect("unshare is there").success(), "see above");
+}
+
 async fn refusal(builder: Builder) -> Error {
     match builder.start().await {
         Err(error) => error,

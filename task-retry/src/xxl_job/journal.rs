@@ -64,18 +64,19 @@ impl Journal {
     /// told, whatever happens to this process.
     pub(super) fn begin(&self, run: RunId) -> io::Result<bool> {
         let log = self.log(run.day(), run.log);
-        if let Some(day) = log.parent() {
-            fs::create_dir_all(day)?;
+        if log.exists() {
+            return Ok(false);
         }
-        match File::options().create_new(true).write(true).open(&log) {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
-            Err(error) => return Err(error),
-        }
-        if let Err(error) = self.keep(&Ended::new(run, FAILURE, KILLED)) {
-            let _ = fs::remove_file(log);
-            return Err(error);
-        }
+        // First the end that holds if the process dies from here on: a run that is known and of which
+        // nothing is ever told would be worse than one that is told and never began.
+        self.keep(&Ended::new(run, FAILURE, KILLED))?;
+        let create = || {
+            if let Some(day) = log.parent() {
+                fs::create_dir_all(day)?;
+            }
+            File::options().create_new(true).write(true).open(&log)
+        };
+        create().inspect_err(|_| self.forget(run))?;
         Ok(true)
     }
 
