@@ -602,6 +602,14 @@ impl Store {
         Ok(self.decode(&self.query(sql.build()).await?))
     }
 
+    /// Whether there is anything to claim, locked or not.
+    pub(crate) async fn is_due(&self, claim: &Claim) -> Result<bool, DbErr> {
+        let claim = Claim { limit: 1, ..claim.clone() };
+        let mut sql = self.sql("select 1 from t_sys_mq_resend_log where ");
+        self.due(&mut sql, &claim);
+        Ok(!self.query(sql.build()).await?.is_empty())
+    }
+
     /// The condition, order and limit of a claim.
     fn due(&self, sql: &mut Sql, claim: &Claim) {
         sql.push("project_name = ").bind(self.project.as_str());

@@ -19,6 +19,9 @@ use crate::{Error, ErrorKind, Result, Status, TaskId, TaskLog};
 const ROWS: u32 = 1000;
 /// Pages of so many tasks that a pass looks through for orphans.
 const PAGES: usize = 100;
+/// How often, and how long, a pass over a share waits for rows that are locked but not claimed.
+const SKIPS: u32 = 100;
+const SKIP: Duration = Duration::from_millis(10);
 /// How often history is removed.
 const EVERY: Duration = Duration::from_secs(3600);
 
@@ -160,6 +163,7 @@ impl Pass {
                 continue;
             }
             for which in [Which::Innocent, Which::Suspect] {
+                let mut skipped = 0;
                 while !self.is_over(inner) {
                     let mut claim = inner.claim(vec![source], limit);
                     claim.now = due;
@@ -172,9 +176,20 @@ impl Pass {
                     let more = tasks.len() >= claim.limit as usize;
                     // Claims are as large as the pool, so that leases are not kept by what only waits.
                     self.work_off(inner, tasks, &claim, report).await;
-                    if !more {
+                    if more {
+                        skipped = 0;
+                        continue;
+                    }
+                    // On MySQL, claims of other shares lock rows of this one in passing, and this
+                    // claim has then skipped them.
+                    let left = self.shard.is_some()
+                        && skipped < SKIPS
+                        && steadily(|| inner.store.is_due(&claim)).await?;
+                    if !left {
                         break;
                     }
+                    skipped += 1;
+                    tokio::time::sleep(SKIP).await;
                 }
             }
         }

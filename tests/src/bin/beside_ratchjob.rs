@@ -67,6 +67,7 @@ async fn work(folder: &Path) {
     let mut xxl_job = XxlJobConfig::new(&format!("http://{API}/xxl-job-admin"));
     xxl_job.access_token = Some("default_token".to_owned());
     xxl_job.port = 0;
+    xxl_job.timeout_second = 30;
     xxl_job.log_path = Some(folder.join("logs"));
     let retry = TaskRetry::builder()
         .project("shop")

@@ -26,6 +26,7 @@ async fn main() {
     let [_, database, admin, log_path] = &arguments[..] else { panic!("three arguments") };
     let mut xxl_job = XxlJobConfig::new(admin);
     xxl_job.port = 0;
+    xxl_job.timeout_second = 30;
     xxl_job.log_path = Some(log_path.into());
     xxl_job.access_token = Some("default_token".to_owned());
     let retry = TaskRetry::builder()
