@@ -161,6 +161,19 @@ impl Clock {
         }
     }
 
+    /// Waits until the clock shows a time that much later.
+    #[cfg(feature = "xxl-job")]
+    pub(crate) async fn sleep(&self, time: Duration) {
+        match self {
+            Self::Database(_) => tokio::time::sleep(time).await,
+            Self::Manual(clock) => {
+                let mut moved = clock.0.moved.subscribe();
+                let until = self.now().saturating_add(ceil_millis(time));
+                while self.now() < until && moved.changed().await.is_ok() {}
+            }
+        }
+    }
+
     /// Waits until the clock may show something new: for so long, or until a test moves it.
     pub(crate) async fn pause(&self, time: Duration) {
         match self {

@@ -46,6 +46,7 @@
 //! - [`Tasks`], [`Filter`], [`TaskLog`]: the tasks of a project, for people.
 //! - [`Config`]: the keys, in YAML, TOML, the environment or the builder.
 //! - [`ContextCodec`], [`Propagator`]: what encrypts arguments, and what carries traces.
+//! - `xxl_job`, with the feature `xxl-job`: an xxl-job admin triggers the retries.
 //! - `testing`, with the feature of that name: a runtime in memory with a clock that tests move.
 //!
 //! # What is promised
@@ -94,6 +95,8 @@ pub mod testing;
 mod trace;
 mod transition;
 mod undecodable;
+#[cfg(feature = "xxl-job")]
+pub mod xxl_job;
 
 pub use crate::batch::{Enqueue, enqueue_all, enqueue_all_in};
 pub use crate::call::{Call, CallError, Cause, CauseKind, Scheduled};

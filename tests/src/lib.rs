@@ -15,6 +15,7 @@ pub mod campaign;
 pub mod proxy;
 pub mod server;
 pub mod worker;
+pub mod xxl_job;
 
 /// The databases that the contract is tested on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

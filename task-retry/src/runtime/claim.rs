@@ -370,6 +370,7 @@ impl Inner {
             sources,
             ids: None,
             limit,
+            shard: None,
             now,
             expired: self.clock.earliest(),
             until: now + ceil_millis(self.lease),
