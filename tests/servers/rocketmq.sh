@@ -2,7 +2,8 @@
 # Sourced by tests/run: RocketMQ, Apache's own, by Maven. A folder has the broker, the one beside it (`…-namesrv`) the
 # name server, each to be killed and started by itself.
 #
-# ROCKETMQ_BROKER: more lines for the broker's properties. ROCKETMQ_LIMIT: its store is in a folder there.
+# For the servers of one test: ROCKETMQ_BROKER, more lines for the broker's properties; ROCKETMQ_STORE, the folder of its
+# store; ROCKETMQ_TLS=1, they speak TLS too, with the certificate `cert.pem`.
 
 rocketmq_version=5.5.0
 rocketmq_home=$cache/rocketmq/$rocketmq_version
@@ -90,20 +91,33 @@ rocketmq_broker_port() {
   printf '%s\n' "$port"
 }
 
+# rocketmq_tls DIR: sets `tls`, the options for that.
+rocketmq_tls() {
+  tls=(-Dtls.server.mode=disabled)
+  [[ -n ${ROCKETMQ_TLS-} ]] || return 0
+  openssl req -x509 -newkey rsa:2048 -nodes -days 30 -keyout "$1/key.pem" -out "$1/cert.pem" -subj /CN=127.0.0.1 \
+    -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE 2>/dev/null ||
+    die "openssl cannot make a certificate for RocketMQ"
+  printf '%s\n' tls.test.mode.enable=false "tls.server.certPath=$1/cert.pem" "tls.server.keyPath=$1/key.pem" \
+    >"$1/tls.properties"
+  tls=(-Dtls.server.mode=permissive "-Dtls.config.file=$1/tls.properties")
+}
+
 # rocketmq_java HOME: sets `java`, the command without the class. It writes below HOME, also its logs.
 rocketmq_java() {
   mkdir -p "$1"/{tmp,home}
   java=("$(command -v java)" -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xms64m -Xmx400m -XX:MaxDirectMemorySize=256m
     -XX:-UsePerfData -Djava.net.preferIPv4Stack=true -Djava.io.tmpdir="$1/tmp" -Duser.home="$1/home"
-    -Drocketmq.home.dir="$1" -Dtls.server.mode=disabled -cp "$rocketmq_home/noha:$rocketmq_home/lib/*")
+    -Drocketmq.home.dir="$1" "${tls[@]}" -cp "$rocketmq_home/noha:$rocketmq_home/lib/*")
 }
 
 rocketmq_create() {
-  local dir=$1 namesrv=$1-namesrv broker store=${ROCKETMQ_LIMIT:-$1/store}
-  local -a java
+  local dir=$1 namesrv=$1-namesrv broker store=${ROCKETMQ_STORE:-$1/store}
+  local -a java tls
   port=$2
   if [[ -x $namesrv/stop ]]; then "$namesrv/stop"; fi # of an attempt before
   rm -rf "$namesrv"
+  rocketmq_tls "$dir"
   rocketmq_java "$namesrv"
   printf '%s\n' "listenPort=$port" bindAddress=127.0.0.1 "kvConfigPath=$namesrv/kv.json" >"$namesrv/properties"
   settings "$namesrv" 'boot success' KILL \

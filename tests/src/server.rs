@@ -30,26 +30,29 @@ done
 exit 1
 "#;
 
-/// The server; it is stopped and removed when it is dropped.
+/// The server; it is stopped and removed when it is dropped, but one of `tests/run` is left running.
 #[derive(Debug)]
 pub struct Server {
     folder: PathBuf,
+    shared: bool,
 }
 
 impl Server {
     /// Creates and starts one; `None` without `tests/run`, which is an error with
     /// `TASK_RETRY_TEST_REQUIRE_ALL=1`.
     pub async fn start(kind: Kind) -> Option<Self> {
-        let Ok(servers) = std::env::var("TASK_RETRY_TEST_SERVERS") else {
-            assert!(!crate::requires_all(), "TASK_RETRY_TEST_SERVERS is not set: use `tests/run`");
-            eprintln!("skipped: TASK_RETRY_TEST_SERVERS is not set");
-            return None;
-        };
-        let name = format!("{kind:?}").to_lowercase();
-        let folder = PathBuf::from(servers).join(format!("{name}-{}", std::process::id()));
-        let server = Self { folder };
+        Self::start_with(&format!("{kind:?}").to_lowercase(), "", &[]).await
+    }
+
+    /// The same of any server, with what its script takes from the environment; `mark` tells it from
+    /// others of this name.
+    pub async fn start_with(name: &str, mark: &str, settings: &[(&str, &str)]) -> Option<Self> {
+        let servers = servers()?;
+        let folder = servers.join(format!("{name}{mark}-{}", std::process::id()));
+        let server = Self { folder, shared: false };
         let created = Command::new("bash")
-            .args(["-c", CREATE, "create", &name])
+            .args(["-c", CREATE, "create", name])
+            .envs(settings.iter().copied())
             .arg(&server.folder)
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/servers"))
             .stdin(Stdio::null())
@@ -58,15 +61,40 @@ impl Server {
         Some(server)
     }
 
+    /// One of `tests/run` by its name, which no other test may need while this is alive; `None` as for
+    /// [`start`](Self::start).
+    pub fn shared(name: &str) -> Option<Self> {
+        Some(Self { folder: servers()?.join(name), shared: true })
+    }
+
     /// The URL of its administrator.
     pub fn url(&self) -> String {
         self.read("url")
     }
 
+    /// A file of its folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
     /// Kills it, as a crash would.
     pub fn kill(&self) {
+        self.signal(Signal::SIGKILL);
+    }
+
+    /// Stops its processor, so that it is silent.
+    pub fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.read("pid").parse().expect("a process id"));
-        kill(pid, Signal::SIGKILL).expect("the server can be killed");
+        kill(pid, signal).expect("the server is there");
     }
 
     /// Starts it again, and waits until it is ready.
@@ -83,7 +111,32 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = std::process::Command::new(self.folder.join("stop")).status();
-        let _ = std::fs::remove_dir_all(&self.folder);
+        let run = |path: PathBuf| std::process::Command::new(path).status();
+        if self.shared {
+            // A test that failed may have left it frozen or dead.
+            if let Ok(pid) = self.read("pid").parse() {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
+            }
+            let _ = run(self.folder.join("start"));
+            return;
+        }
+        let name = self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // RocketMQ has two.
+        for folder in [self.folder.clone(), self.folder.with_file_name(name + "-namesrv")] {
+            if folder.exists() {
+                let _ = run(folder.join("stop"));
+                let _ = std::fs::remove_dir_all(&folder);
+            }
+        }
     }
+}
+
+/// Where the servers are; `None` without `tests/run`.
+fn servers() -> Option<PathBuf> {
+    let Ok(servers) = std::env::var("TASK_RETRY_TEST_SERVERS") else {
+        assert!(!crate::requires_all(), "TASK_RETRY_TEST_SERVERS is not set: use `tests/run`");
+        eprintln!("skipped: TASK_RETRY_TEST_SERVERS is not set");
+        return None;
+    };
+    Some(PathBuf::from(servers))
 }

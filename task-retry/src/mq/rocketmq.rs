@@ -257,6 +257,10 @@ impl RocketMq {
     #[allow(clippy::unused_async)]
     pub async fn connect(config: RocketMqConfig) -> Result<Self> {
         config.check()?;
+        if config.tls && rustls::crypto::CryptoProvider::get_default().is_none() {
+            // Without one the client panics where both of rustls' providers are compiled.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
         let broker =
             Self(Arc::new(Inner { config, current: Mutex::default(), retired: TaskTracker::new() }));
         let _ = broker.0.current(); // made in the background
@@ -443,7 +447,7 @@ impl Inner {
                 &turn.client,
                 &topic,
                 &error,
-                remark,
+                remark.as_ref(),
                 began,
             ))),
         }
@@ -455,40 +459,39 @@ impl Inner {
         client: &Client,
         topic: &str,
         error: &ClientError,
-        remark: Option<Remark>,
+        remark: Option<&Remark>,
         began: Instant,
     ) -> String {
-        let code = error.broker_response_code();
-        if let Some(Remark { code, text }) = remark.filter(|remark| code.is_none_or(|c| c == remark.code))
-        {
-            if code != code::TOPIC_NOT_EXIST {
-                client.answered(topic);
-                return refusal(topic, code, &text);
-            }
-        } else if let Some(code) = code {
-            client.answered(topic);
-            return refusal(topic, code, "");
+        let servers = &self.config.name_servers;
+        let said = error.broker_response_code();
+        let cause = error.source_ref::<io::Error>();
+        let lost = cause.is_some() || error.is(&rocketmq_error::TRANSPORT_CONNECTION_FAILED);
+        if said.is_none() && lost {
+            client.suspect.store(true, Ordering::Relaxed);
+            let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
+            return format!(
+                "RocketMQ cannot be reached for the topic `{topic}`{cause}; are the broker and the name \
+                 server {servers} up?"
+            );
         }
-        if error.descriptor().class() == ErrorClass::TIMEOUT {
+        if said.is_none() && error.descriptor().class() == ErrorClass::TIMEOUT {
             client.timed_out(began);
             return self.no_answer(topic);
         }
-        client.suspect.store(true, Ordering::Relaxed);
-        let servers = &self.config.name_servers;
-        match error.source_ref::<io::Error>() {
-            Some(cause) => format!(
-                "RocketMQ cannot be reached for the topic `{topic}`: {cause}; are the broker and the \
-                 name server {servers} up?"
-            ),
-            None if error.is(&rocketmq_error::TRANSPORT_CONNECTION_FAILED) => format!(
-                "RocketMQ cannot be reached for the topic `{topic}`; are the broker and the name \
-                 server {servers} up?"
-            ),
-            None => format!(
-                "RocketMQ has no broker for the topic `{topic}`: is the name server {servers} up, is a \
-                 broker registered there, and does the topic exist? ({error})"
-            ),
+        match said.or(remark.map(|remark| remark.code)) {
+            // A name server says so as well, of topics that are to be made.
+            Some(code::TOPIC_NOT_EXIST) => {}
+            Some(code) => {
+                client.answered(topic);
+                let remark = remark.filter(|remark| remark.code == code);
+                return refusal(topic, code, remark.map_or("", |remark| &remark.text));
+            }
+            None => client.suspect.store(true, Ordering::Relaxed),
         }
+        format!(
+            "RocketMQ has no broker for the topic `{topic}`: are the name server {servers} and a broker \
+             up, and does the topic exist?"
+        )
     }
 
     fn no_answer(&self, topic: &str) -> String {
@@ -728,7 +731,6 @@ fn refusal(topic: &str, code: i32, remark: &str) -> String {
         code::MESSAGE_ILLEGAL => "the message is too large or not well formed",
         code::SERVICE_NOT_AVAILABLE => "it takes no messages now; its disk may be full",
         code::NO_PERMISSION => "check access key, secret key and their permissions",
-        code::TOPIC_NOT_EXIST => "create the topic",
         _ => "",
     };
     let remark = remark.lines().next().unwrap_or_default();
@@ -752,22 +754,38 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    /// `(text, hash, queues of 3, 4, 8 and 16)`, as Java has them.
+    /// Texts, their hashes, and their queues of 3, 4, 8 and 16, as Java has them.
     #[test]
     fn keys_choose_the_queues_that_java_chooses() {
         for (text, hash, queues) in [
             ("key1", 3_288_498, [0, 2, 2, 2]),
             ("20221213660896", -304_555_226, [2, 2, 2, 10]),
             ("", 0, [0, 0, 0, 0]),
-            ("订单", 35_081_034 - 34_000_000, [0, 0, 0, 0]),
-            ("😀", 0, [0, 0, 0, 0]),
+            ("订单", 1_129_459, [1, 3, 3, 3]),
+            ("😀", 1_772_899, [1, 3, 3, 3]),
+            ("a😀b", 57_849_694, [1, 2, 6, 14]),
+            ("polygenelubricants", i32::MIN, [2, 0, 0, 0]),
         ] {
-            println!("{text} {}", java_hash(text));
-            let chosen = [3, 4, 8, 16].map(|count| queue_of(java_hash(text), count));
-            println!("{chosen:?}");
-            let _ = (hash, queues);
+            assert_eq!(java_hash(text), hash, "{text}");
+            assert_eq!([3, 4, 8, 16].map(|count| queue_of(hash, count)), queues, "{text}");
         }
-        assert_eq!(queue_of(i32::MIN, 3), 2);
         assert_eq!(queue_of(5, 0), 0);
+    }
+
+    #[test]
+    fn a_refusal_is_one_sentence() {
+        let remark = "the broker's disk is full [CL: 0.97], messages are put to the slave, message \
+                      store has been shut down, etc.\nSee https://rocketmq.apache.org/docs";
+        let reason = refusal("orders", 14, remark);
+        assert_eq!(
+            reason,
+            "RocketMQ's broker refused a message to `orders` with code 14: it takes no messages now; \
+             its disk may be full: the broker's disk is full [CL: 0.97], messages are put to the \
+             slave, message store has been shut down, etc"
+        );
+        assert_eq!(
+            refusal("orders", 2, ""),
+            "RocketMQ's broker refused a message to `orders` with code 2"
+        );
     }
 }
