@@ -497,8 +497,8 @@ impl Inner {
     fn no_answer(&self, topic: &str) -> String {
         let time = self.config.send_timeout;
         format!(
-            "RocketMQ's broker has not answered within {time:?} for the topic `{topic}`: the message \
-             may have arrived, and is sent again"
+            "RocketMQ has not answered within {time:?} for the topic `{topic}`: the message may have \
+             arrived, and is sent again"
         )
     }
 
