@@ -166,7 +166,7 @@ async fn consume(
             let offset = offsets.entry(queue.queue_id()).or_default();
             while let Ok(pulled) = consumer.pull(&queue, tags, *offset, 32).await {
                 *offset = i64::try_from(pulled.next_begin_offset()).unwrap();
-                if pulled.pull_status() == PullStatus::NoNewMsg {
+                if *pulled.pull_status() != PullStatus::Found {
                     break;
                 }
                 let messages = pulled.msg_found_list().unwrap_or_default();
