@@ -55,6 +55,8 @@
 //! once. Of two attempts of one task only one can count. No attempt starts that does not, by its
 //! monotonic clock, hold the lease.
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// The futures of RocketMQ's client are deep.
+#![cfg_attr(feature = "rocketmq", recursion_limit = "256")]
 
 /// A place where tests may stop the process; nothing without the feature.
 macro_rules! failpoint {

@@ -33,6 +33,9 @@
 //! for a topic, a route or a password may be mended, and ends as failed (status 2) when the retries are
 //! used up, with the broker's own words in `last_error`.
 
+#[cfg(feature = "rocketmq")]
+mod rocketmq;
+
 use std::fmt::{self, Display};
 use std::future::{Future, IntoFuture};
 use std::time::Duration;
@@ -41,6 +44,8 @@ use chrono::{DateTime, Utc};
 use sea_orm::ConnectionTrait;
 use serde::Serialize;
 
+#[cfg(feature = "rocketmq")]
+pub use self::rocketmq::{RocketMq, RocketMqConfig, rocketmq};
 use crate::call::submit_and_wait;
 use crate::registry::{BoxFuture, encode_message};
 use crate::{

@@ -66,6 +66,18 @@ fn requires_all() -> bool {
     std::env::var("TASK_RETRY_TEST_REQUIRE_ALL").as_deref() == Ok("1")
 }
 
+/// The address of a broker of `tests/run`. `None` where it is not there, which is an error with
+/// `TASK_RETRY_TEST_REQUIRE_ALL=1`, but not after `tests/run --quick`.
+pub fn broker(variable: &str) -> Option<String> {
+    let address = std::env::var(variable).ok();
+    if address.is_none() {
+        let quick = std::env::var("TASK_RETRY_TEST_QUICK").as_deref() == Ok("1");
+        assert!(quick || !requires_all(), "{variable} is not set: run the tests with `tests/run`");
+        eprintln!("skipped: {variable} is not set");
+    }
+    address
+}
+
 /// A database of one test, removed when it ends.
 #[derive(Debug)]
 pub struct TestDb {
