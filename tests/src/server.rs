@@ -1,4 +1,4 @@
-//! A database server of one test, to be killed and started again.
+//! A server of one test, a database's or a broker's, to be killed and started again.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -40,16 +40,20 @@ impl Server {
     /// Creates and starts one; `None` without `tests/run`, which is an error with
     /// `TASK_RETRY_TEST_REQUIRE_ALL=1`.
     pub async fn start(kind: Kind) -> Option<Self> {
+        Self::named(&format!("{kind:?}").to_lowercase()).await
+    }
+
+    /// The same of a broker, by the name of its script.
+    pub async fn named(name: &str) -> Option<Self> {
         let Ok(servers) = std::env::var("TASK_RETRY_TEST_SERVERS") else {
             assert!(!crate::requires_all(), "TASK_RETRY_TEST_SERVERS is not set: use `tests/run`");
             eprintln!("skipped: TASK_RETRY_TEST_SERVERS is not set");
             return None;
         };
-        let name = format!("{kind:?}").to_lowercase();
         let folder = PathBuf::from(servers).join(format!("{name}-{}", std::process::id()));
         let server = Self { folder };
         let created = Command::new("bash")
-            .args(["-c", CREATE, "create", &name])
+            .args(["-c", CREATE, "create", name])
             .arg(&server.folder)
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/servers"))
             .stdin(Stdio::null())
@@ -65,8 +69,22 @@ impl Server {
 
     /// Kills it, as a crash would.
     pub fn kill(&self) {
+        self.signal(Signal::SIGKILL);
+    }
+
+    /// Freezes it: it keeps its connections, takes new ones, and says nothing.
+    pub fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.read("pid").parse().expect("a process id"));
-        kill(pid, Signal::SIGKILL).expect("the server can be killed");
+        kill(pid, signal).expect("the server can be signalled");
     }
 
     /// Starts it again, and waits until it is ready.
