@@ -51,7 +51,8 @@ use serde::Serialize;
 use crate::call::submit_and_wait;
 use crate::registry::{BoxFuture, encode_message};
 use crate::{
-    CallError, Enqueued, Error, ErrorKind, HandleResult, Result, Source, Strategy, Task, TaskId, TaskLog, TaskRetry,
+    CallError, Enqueued, Error, ErrorKind, HandleResult, Result, Source, Strategy, Task, TaskId,
+    TaskLog, TaskRetry,
 };
 
 #[cfg(feature = "kafka")]

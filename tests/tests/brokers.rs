@@ -155,7 +155,10 @@ impl Bench for NatsBench {
         messages
             .map(|message| {
                 let message = message.unwrap();
-                let headers: BTreeMap<_, _> = message.headers.iter().flat_map(|all| all.iter())
+                let headers: BTreeMap<_, _> = message
+                    .headers
+                    .iter()
+                    .flat_map(|all| all.iter())
                     .map(|(name, values)| (name.to_string(), values[0].to_string()))
                     .collect();
                 assert_eq!(headers["Nats-Msg-Id"], headers["task-id"]);
@@ -253,7 +256,10 @@ impl Bench for KafkaBench {
                     left.remove(&message.partition());
                 }
                 let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-                let headers: BTreeMap<_, _> = message.headers().unwrap().iter()
+                let headers: BTreeMap<_, _> = message
+                    .headers()
+                    .unwrap()
+                    .iter()
                     .map(|header| (header.key.to_owned(), text(header.value.unwrap())))
                     .collect();
                 all.push(Got {
@@ -302,7 +308,10 @@ fn url<B: Bench>() -> Option<String> {
         return Some(url);
     }
     // `tests/run --quick` leaves the brokers out.
-    assert!(std::env::var("TASK_RETRY_TEST_BROKERS").as_deref() != Ok("1"), "{variable} is not set");
+    assert!(
+        std::env::var("TASK_RETRY_TEST_BROKERS").as_deref() != Ok("1"),
+        "{variable} is not set"
+    );
     eprintln!("skipped: {variable} is not set");
     None
 }
@@ -342,7 +351,9 @@ async fn messages_arrive<B: Bench>() {
         let broker = B::broker(&url, None).await;
         let colours = |task: &TaskLog| {
             let message = Message::of(task).header("colour", "grün").header("empty", "");
-            Ok(message.body([b"<".as_slice(), task.context.as_deref().unwrap().as_bytes(), b">"].concat()))
+            Ok(message.body(
+                [b"<".as_slice(), task.context.as_deref().unwrap().as_bytes(), b">"].concat(),
+            ))
         };
         let colours = broker.assembled(40, "colours", colours);
         let retry = builder::<B>(&db, broker).strategy(colours).start().await.unwrap();
@@ -356,7 +367,9 @@ async fn messages_arrive<B: Bench>() {
         let got = B::read(&url, &topic).await;
         let got: HashMap<_, _> = got.into_iter().map(|got| (got.body.clone(), got)).collect();
         assert_eq!(got.len(), 4, "{got:?}");
-        for (body, key) in [("objMsg 中", "20221213660896"), ("[1,2]", ""), ("<x>", "k"), ("", "untyped")] {
+        for (body, key) in
+            [("objMsg 中", "20221213660896"), ("[1,2]", ""), ("<x>", "k"), ("", "untyped")]
+        {
             assert_eq!(got[body].key, key, "{body}");
             let row = task(&retry, got[body].id.parse::<i64>().unwrap().into()).await;
             assert_eq!((row.msg_key.as_str(), row.send_count), (key, 0));
@@ -566,7 +579,9 @@ async fn a_key_of_kafka_chooses_the_partition_that_java_would() {
 #[tokio::test]
 async fn a_configuration_is_checked_and_keeps_its_secrets() {
     let kafka = |key: &str| {
-        Kafka::connect(KafkaConfig::new("127.0.0.1:1").set("sasl.password", "geheim").set(key, "geheim"))
+        Kafka::connect(
+            KafkaConfig::new("127.0.0.1:1").set("sasl.password", "geheim").set(key, "geheim"),
+        )
     };
     for key in ["acks", "enable.idempotence", "partitioner", "message.timeout.ms", "no.such.key"] {
         let error = kafka(key).await.unwrap_err();

@@ -217,10 +217,10 @@ async fn a_message_goes_to_the_runtime_around_it(db: Arc<TestDb>) {
     retry.scope(async { letter().send("there").on(&elsewhere).await }).await.unwrap();
     let scoped = retry.scope(async { letter().send("here too").enqueue().await }).await.unwrap();
     becomes(&retry, scoped.id(), Status::Succeeded).await;
-    assert_eq!((letters.bodies(), other.bodies()), (
-        vec!["here".to_owned(), "here too".to_owned()],
-        vec!["there".to_owned()]
-    ));
+    assert_eq!(
+        (letters.bodies(), other.bodies()),
+        (vec!["here".to_owned(), "here too".to_owned()], vec!["there".to_owned()])
+    );
     elsewhere.shutdown().await.unwrap();
     let gone = letter().send("x").on(&elsewhere).enqueue().await.unwrap_err();
     assert_eq!(gone.kind(), ErrorKind::Closed, "{gone}");

@@ -229,7 +229,9 @@ impl Inner {
             debug!(target: "task_retry::mq", %event, "NATS");
             match event {
                 Event::Connected => _ = sender.send_replace(State::Up),
-                Event::Disconnected => _ = sender.send_replace(State::Down("connection lost".into())),
+                Event::Disconnected => {
+                    _ = sender.send_replace(State::Down("connection lost".into()))
+                }
                 Event::ClientError(error) => sender.send_modify(|state| {
                     if !matches!(state, State::Up) {
                         *state = State::Down(error.to_string());
@@ -266,7 +268,9 @@ impl Inner {
                      add`, on a server with JetStream"
                 ),
                 RequestErrorKind::InvalidSubject => {
-                    format!("`{subject}` is no subject of NATS: it may not be empty, nor have spaces")
+                    format!(
+                        "`{subject}` is no subject of NATS: it may not be empty, nor have spaces"
+                    )
                 }
                 RequestErrorKind::TimedOut => self.late(&subject),
                 _ => format!("NATS did not take the message to `{subject}`: {error}"),
@@ -276,7 +280,9 @@ impl Inner {
 
     fn late(&self, subject: &str) -> String {
         let (servers, timeout) = (self.servers(), self.config.send_timeout);
-        format!("NATS at {servers} did not acknowledge the message to `{subject}` within {timeout:?}")
+        format!(
+            "NATS at {servers} did not acknowledge the message to `{subject}` within {timeout:?}"
+        )
     }
 
     /// Host and port of each.
@@ -322,7 +328,9 @@ fn acknowledged(subject: &str, answer: &[u8]) -> Result<(), PublishError> {
         }
         // Also of a duplicate: it has the message.
         Ok(Answer { stream: Some(_), .. }) => return Ok(()),
-        _ => format!("who answers on `{subject}` is not JetStream: create a stream for the subject"),
+        _ => {
+            format!("who answers on `{subject}` is not JetStream: create a stream for the subject")
+        }
     };
     Err(PublishError::new(reason))
 }

@@ -303,30 +303,34 @@ impl Inner {
             ..OwnedTLSConfig::default()
         };
         let (hold, limit) = (socket.clone(), self.config.send_timeout);
-        let connect = async move |uri: AMQPUri, runtime| {
-            let at = (uri.authority.host.as_str(), uri.authority.port);
-            let stream = async {
-                let addresses: Vec<_> = tokio::net::lookup_host(at).await?.collect();
-                let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
-                if let AsyncTcpStream::Plain(stream) = &stream {
-                    hold.hold(stream.get_ref());
-                }
-                match uri.scheme {
-                    AMQPScheme::AMQP => Ok(stream),
-                    AMQPScheme::AMQPS => {
-                        stream.into_tls(&uri.authority.host, tls.as_ref()).await
-                    }
-                }
-            };
-            // In a thread of the client, which would otherwise wait as long as the system does.
-            let stream = timeout(limit, stream).await;
-            Ok(stream.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?)
-        };
         let name = LongString::from("task-retry");
         let properties = ConnectionProperties::default().with_connection_name(name);
         let runtime = runtime::default_runtime()?;
-        let connection =
-            Connection::connector(self.uri.clone(), runtime, connect, properties).await?;
+        let connect = Connection::connector(
+            self.uri.clone(),
+            runtime,
+            async move |uri, runtime| {
+                let at = (uri.authority.host.as_str(), uri.authority.port);
+                let stream = async {
+                    let addresses: Vec<_> = tokio::net::lookup_host(at).await?.collect();
+                    let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+                    if let AsyncTcpStream::Plain(stream) = &stream {
+                        hold.hold(stream.get_ref());
+                    }
+                    match uri.scheme {
+                        AMQPScheme::AMQP => Ok(stream),
+                        AMQPScheme::AMQPS => {
+                            stream.into_tls(&uri.authority.host, tls.as_ref()).await
+                        }
+                    }
+                };
+                // In a thread of the client, which would otherwise wait as long as the system does.
+                let stream = timeout(limit, stream).await;
+                Ok(stream.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?)
+            },
+            properties,
+        );
+        let connection = connect.await?;
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         attempt.0 = None;
@@ -522,7 +526,8 @@ mod tests {
         ] {
             assert_eq!(route(topic), Some((exchange.into(), key.into())), "{topic}");
         }
-        for topic in ["/queues/a/b", "/exchanges/e/k/l", "/queues/%", "/queues/%g0", "/queues/%ff"] {
+        for topic in ["/queues/a/b", "/exchanges/e/k/l", "/queues/%", "/queues/%g0", "/queues/%ff"]
+        {
             assert_eq!(route(topic), None, "{topic}");
         }
         assert!(route(&"中".repeat(86)).is_none(), "258 bytes");
