@@ -6,6 +6,7 @@
 //! | [`failing`] | what is retried, when, and what a caller hears of it |
 //! | [`state`] | what functions need beside their arguments |
 //! | [`transactions`] | tasks that exist only if an order does, effects that happen once |
+//! | [`messages`] | messages to brokers that are sent only if an order is stored |
 //! | [`keys`] | one task, however often it is asked for |
 //! | [`waiting`] | for a task to end, and for somebody to call back |
 //! | [`testing`] | without a server, without waiting |
@@ -25,6 +26,10 @@ pub mod state {}
 
 #[doc = include_str!("guide/transactions.md")]
 pub mod transactions {}
+
+/// Messages, with the feature `mq`.
+#[cfg_attr(feature = "mq", doc = "", doc = include_str!("guide/messages.md"))]
+pub mod messages {}
 
 #[doc = include_str!("guide/keys.md")]
 pub mod keys {}

@@ -33,6 +33,12 @@
 //! for a topic, a route or a password may be mended, and ends as failed (status 2) when the retries are
 //! used up, with the broker's own words in `last_error`.
 
+#[cfg(feature = "kafka")]
+mod kafka;
+#[cfg(feature = "nats")]
+mod nats;
+#[cfg(feature = "rabbitmq")]
+mod rabbitmq;
 #[cfg(feature = "rocketmq")]
 mod rocketmq;
 
@@ -49,8 +55,35 @@ pub use self::rocketmq::{RocketMq, RocketMqConfig, rocketmq};
 use crate::call::submit_and_wait;
 use crate::registry::{BoxFuture, encode_message};
 use crate::{
-    CallError, Enqueued, HandleResult, Result, Source, Strategy, Task, TaskId, TaskLog, TaskRetry,
+    CallError, Enqueued, Error, ErrorKind, HandleResult, Result, Source, Strategy, Task, TaskId,
+    TaskLog, TaskRetry,
 };
+
+#[cfg(feature = "kafka")]
+pub use kafka::{Kafka, KafkaConfig, kafka};
+#[cfg(feature = "nats")]
+pub use nats::{Nats, NatsConfig, nats};
+#[cfg(feature = "rabbitmq")]
+pub use rabbitmq::{RabbitMq, RabbitMqConfig, rabbitmq};
+
+/// How long a message may take by default.
+#[allow(dead_code)] // without any broker
+pub(crate) const SEND_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A time-out has to be usable.
+#[allow(dead_code)]
+pub(crate) fn check_timeout(timeout: Duration) -> Result<()> {
+    let range = Duration::from_millis(100)..=Duration::from_secs(3600);
+    match range.contains(&timeout) {
+        true => Ok(()),
+        false => Err(config(format!("the send time-out {timeout:?} is not from 100 ms to 1 h"))),
+    }
+}
+
+#[allow(dead_code)]
+pub(crate) fn config(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Config, message)
+}
 
 /// A message as it goes to a broker.
 ///

@@ -138,7 +138,7 @@ impl Server {
         self.signal(Signal::SIGKILL);
     }
 
-    /// Stops its processor, so that it is silent.
+    /// Freezes it: it keeps its connections, takes new ones, and says nothing.
     pub fn freeze(&self) {
         self.signal(Signal::SIGSTOP);
     }
