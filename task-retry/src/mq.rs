@@ -50,8 +50,6 @@ use chrono::{DateTime, Utc};
 use sea_orm::ConnectionTrait;
 use serde::Serialize;
 
-#[cfg(feature = "rocketmq")]
-pub use self::rocketmq::{RocketMq, RocketMqConfig, rocketmq};
 use crate::call::submit_and_wait;
 use crate::registry::{BoxFuture, encode_message};
 use crate::{
@@ -60,11 +58,13 @@ use crate::{
 };
 
 #[cfg(feature = "kafka")]
-pub use kafka::{Kafka, KafkaConfig, kafka};
+pub use self::kafka::{Kafka, KafkaConfig, kafka};
 #[cfg(feature = "nats")]
-pub use nats::{Nats, NatsConfig, nats};
+pub use self::nats::{Nats, NatsConfig, nats};
 #[cfg(feature = "rabbitmq")]
-pub use rabbitmq::{RabbitMq, RabbitMqConfig, rabbitmq};
+pub use self::rabbitmq::{RabbitMq, RabbitMqConfig, rabbitmq};
+#[cfg(feature = "rocketmq")]
+pub use self::rocketmq::{RocketMq, RocketMqConfig, rocketmq};
 
 /// How long a message may take by default.
 #[allow(dead_code)] // without any broker

@@ -303,17 +303,7 @@ fn builder<B: Bench>(db: &TestDb, broker: B::Broker) -> Builder {
 
 /// The broker of `tests/run`.
 fn url<B: Bench>() -> Option<String> {
-    let variable = format!("TASK_RETRY_TEST_{}", B::NAME.to_uppercase());
-    if let Ok(url) = std::env::var(&variable) {
-        return Some(url);
-    }
-    // `tests/run --quick` leaves the brokers out.
-    assert!(
-        std::env::var("TASK_RETRY_TEST_BROKERS").as_deref() != Ok("1"),
-        "{variable} is not set"
-    );
-    eprintln!("skipped: {variable} is not set");
-    None
+    task_retry_tests::broker(&format!("TASK_RETRY_TEST_{}", B::NAME.to_uppercase()))
 }
 
 /// A topic that no other test has.
