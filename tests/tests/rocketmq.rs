@@ -269,6 +269,42 @@ async fn an_assembled_message_has_headers_and_goes_by_the_same_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_goes_to_the_queue_that_java_chooses() {
+    let Some((address, _alive)) = alive().await else { return };
+    let Some(server) = Server::shared("rocketmq") else { return };
+    on_sqlite(async |db| {
+        let retry = start(&db, config(&address)).await;
+        let topic = topic("java");
+        let keys =
+            ["key1", "20221213660896", "订单", "a😀b", "polygenelubricants", "k 2", "k3", "k4"];
+        for key in keys {
+            mq::rocketmq(&topic).key(key).send(&key).on(&retry).await.unwrap();
+        }
+        let java = tokio::process::Command::new(server.path("by-hash"))
+            .args([&topic, &address])
+            .args(keys)
+            .env("LC_ALL", "C.UTF-8") // else it does not read its arguments as UTF-8
+            .output();
+        let java = java.await.unwrap();
+        assert!(java.status.success(), "{}", String::from_utf8_lossy(&java.stderr));
+        let printed = String::from_utf8(java.stdout).unwrap();
+        let queues: Vec<&str> = printed.lines().filter(|line| line.starts_with("queue ")).collect();
+        assert_eq!(queues.len(), keys.len(), "{printed}");
+        let ours =
+            consume(&address, &topic, "*", |received| received.len() == 2 * keys.len()).await;
+        for (key, queue) in keys.iter().zip(queues) {
+            let both: Vec<_> = ours.iter().filter(|message| message.body == *key).collect();
+            assert_eq!(both.len(), 2, "{key}");
+            for message in both {
+                assert_eq!(queue, format!("queue {} SEND_OK", message.queue), "{key}");
+            }
+        }
+        retry.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_to_a_new_topic_arrives_whole() {
     let Some((address, _alive)) = alive().await else { return };
     on_sqlite(async |db| {
