@@ -312,7 +312,7 @@ async fn a_burst_to_a_new_topic_arrives_whole() {
         let topic = topic("burst");
         let drafts = (0..1000).map(|n: u32| {
             let draft = mq::rocketmq(&topic);
-            let draft = if n % 2 == 0 { draft } else { draft.key(n.to_string()) };
+            let draft = if n.is_multiple_of(2) { draft } else { draft.key(n.to_string()) };
             draft.send(&n).on(&retry).into_future()
         });
         let sent = join_all(drafts).await;
@@ -494,7 +494,11 @@ async fn nothing_is_lost_when_the_broker_is_killed() {
                 let tasks = (0..COUNT / 100).map(|n| {
                     let n = batch * 100 + n;
                     let task = Task::new(source::ROCKET_MQ).topic(&topic).context(n.to_string());
-                    retry.submit(if n % 2 == 0 { task } else { task.key(format!("key{}", n % 50)) })
+                    retry.submit(if n.is_multiple_of(2) {
+                        task
+                    } else {
+                        task.key(format!("key{}", n % 50))
+                    })
                 });
                 for stored in join_all(tasks).await {
                     stored.unwrap();
