@@ -50,7 +50,7 @@ public class NoHa extends org.apache.rocketmq.store.ha.DefaultHAService {
   @Override public void start() { groupTransferService.start(); haConnectionStateNotificationService.start(); }
 }
 JAVA
-  # Sends a key and its queue as Java does: topic, name server, keys.
+  # Sends messages of keys and prints their queues: topic, name server, keys.
   cat >"$new/ByHash.java" <<'JAVA'
 import org.apache.rocketmq.client.producer.*;
 import org.apache.rocketmq.client.producer.selector.SelectMessageQueueByHash;
@@ -136,4 +136,7 @@ rocketmq_create() {
   settings "$dir" 'boot success' KILL \
     "${java[@]}" org.apache.rocketmq.broker.BrokerStartup -c "$dir/properties"
   printf '%s\n' "$broker" >"$dir/port"
+  # A producer in Java, for tests.
+  printf '#!/usr/bin/env bash\nexec %s ByHash "$@"\n' "$(printf '%q ' "${java[@]}" -Dfile.encoding=UTF-8)" >"$dir/by-hash"
+  chmod +x "$dir/by-hash"
 }

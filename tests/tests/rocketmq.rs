@@ -269,6 +269,42 @@ async fn an_assembled_message_has_headers_and_goes_by_the_same_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_goes_to_the_queue_that_java_chooses() {
+    let Some((address, _alive)) = alive().await else { return };
+    let Some(server) = Server::shared("rocketmq") else { return };
+    on_sqlite(async |db| {
+        let retry = start(&db, config(&address)).await;
+        let topic = topic("java");
+        let keys =
+            ["key1", "20221213660896", "订单", "a😀b", "polygenelubricants", "k 2", "k3", "k4"];
+        for key in keys {
+            mq::rocketmq(&topic).key(key).send(&key).on(&retry).await.unwrap();
+        }
+        let java = tokio::process::Command::new(server.path("by-hash"))
+            .args([&topic, &address])
+            .args(keys)
+            .env("LC_ALL", "C.UTF-8") // else it does not read its arguments as UTF-8
+            .output();
+        let java = java.await.unwrap();
+        assert!(java.status.success(), "{}", String::from_utf8_lossy(&java.stderr));
+        let printed = String::from_utf8(java.stdout).unwrap();
+        let queues: Vec<&str> = printed.lines().filter(|line| line.starts_with("queue ")).collect();
+        assert_eq!(queues.len(), keys.len(), "{printed}");
+        let ours =
+            consume(&address, &topic, "*", |received| received.len() == 2 * keys.len()).await;
+        for (key, queue) in keys.iter().zip(queues) {
+            let both: Vec<_> = ours.iter().filter(|message| message.body == *key).collect();
+            assert_eq!(both.len(), 2, "{key}");
+            for message in both {
+                assert_eq!(queue, format!("queue {} SEND_OK", message.queue), "{key}");
+            }
+        }
+        retry.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_to_a_new_topic_arrives_whole() {
     let Some((address, _alive)) = alive().await else { return };
     on_sqlite(async |db| {
@@ -276,7 +312,7 @@ async fn a_burst_to_a_new_topic_arrives_whole() {
         let topic = topic("burst");
         let drafts = (0..1000).map(|n: u32| {
             let draft = mq::rocketmq(&topic);
-            let draft = if n % 2 == 0 { draft } else { draft.key(n.to_string()) };
+            let draft = if n.is_multiple_of(2) { draft } else { draft.key(n.to_string()) };
             draft.send(&n).on(&retry).into_future()
         });
         let sent = join_all(drafts).await;
@@ -458,7 +494,11 @@ async fn nothing_is_lost_when_the_broker_is_killed() {
                 let tasks = (0..COUNT / 100).map(|n| {
                     let n = batch * 100 + n;
                     let task = Task::new(source::ROCKET_MQ).topic(&topic).context(n.to_string());
-                    retry.submit(if n % 2 == 0 { task } else { task.key(format!("key{}", n % 50)) })
+                    retry.submit(if n.is_multiple_of(2) {
+                        task
+                    } else {
+                        task.key(format!("key{}", n % 50))
+                    })
                 });
                 for stored in join_all(tasks).await {
                     stored.unwrap();

@@ -268,7 +268,7 @@ impl RocketMq {
             current: Mutex::default(),
             retired: TaskTracker::new(),
         }));
-        let _ = broker.0.current(); // made in the background
+        drop(broker.0.current()); // made in the background
         Ok(broker)
     }
 }
