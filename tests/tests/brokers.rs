@@ -151,7 +151,10 @@ impl Bench for NatsBench {
     async fn read(url: &str, topic: &str) -> Vec<Got> {
         let mut stream = Self::stream(url).await.get_stream(topic).await.unwrap();
         let count = stream.info().await.unwrap().state.messages as usize;
-        let config = async_nats::jetstream::consumer::pull::Config::default();
+        let config = async_nats::jetstream::consumer::pull::Config {
+            ack_policy: async_nats::jetstream::consumer::AckPolicy::None,
+            ..Default::default()
+        };
         let consumer = stream.create_consumer(config).await.unwrap();
         let messages = consumer.messages().await.unwrap().take(count);
         messages
