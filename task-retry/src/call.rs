@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use sea_orm::ConnectionTrait;
 use tokio::sync::oneshot;
 
-use crate::clock::{ceil_millis, floor_millis, to_datetime, to_millis};
+use crate::clock::{LATEST, ceil_millis, floor_millis, to_datetime, to_millis};
 use crate::context::{Env, TaskContext};
 use crate::enqueued::value_of_earlier;
 use crate::registry::{BoxFuture, Ending, ErrorOf, Handler, Report, ValueOf, encode};
@@ -619,7 +619,9 @@ async fn run_bare<T: 'static, E: 'static>(
     let id = TaskId(row.id);
     let now = inner.clock.now();
     let (task, _) = inner.unsealed(Arc::new(row.into_log(&inner.store.project, "", now)));
-    let context = TaskContext::attached(task, retry.clone(), Arc::default());
+    // Nobody else can have it.
+    let hold = Hold::new(id.0, 0, LATEST);
+    let context = TaskContext::attached(task, retry.clone(), hold);
     let env = Env { context, states: inner.states.clone() };
     let report = retry.scope(handler.run(env, args, true)).await;
     let Report::Ended { ending, value, .. } = report else {

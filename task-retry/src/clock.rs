@@ -78,13 +78,18 @@ pub(crate) struct Anchor {
     reading: Millis,
     monotonic: Instant,
     wall: SystemTime,
+    /// How far off the reading may be, in either direction: half of the time that the answer took.
+    error: Millis,
 }
+
+/// A clock that may be further off is asked for again.
+pub(crate) const UNSURE: Millis = 100;
 
 impl Clock {
     /// A clock that goes by the machine until it is first set.
     pub(crate) fn new() -> Self {
-        let anchor =
-            Anchor { reading: system_now(), monotonic: Instant::now(), wall: SystemTime::now() };
+        let (monotonic, wall) = (Instant::now(), SystemTime::now());
+        let anchor = Anchor { reading: system_now(), monotonic, wall, error: LATEST };
         Self::Database(Arc::new(RwLock::new(anchor)))
     }
 
@@ -98,6 +103,27 @@ impl Clock {
         }
     }
 
+    /// How far off [`now`](Self::now) may be. What a holder does not know does not lengthen its lease,
+    /// and what a claim does not know does not shorten that of another.
+    pub(crate) fn error(&self) -> Millis {
+        match self {
+            Self::Manual(_) => 0,
+            Self::Database(anchor) => {
+                anchor.read().unwrap_or_else(PoisonError::into_inner).error_now()
+            }
+        }
+    }
+
+    /// The latest time that it may be.
+    pub(crate) fn latest(&self) -> Millis {
+        self.now() + self.error()
+    }
+
+    /// The earliest time that it may be.
+    pub(crate) fn earliest(&self) -> Millis {
+        self.now() - self.error()
+    }
+
     /// An id for a task that is made now.
     pub(crate) fn new_id(&self) -> i64 {
         static LAST: AtomicI64 = AtomicI64::new(0);
@@ -107,12 +133,21 @@ impl Clock {
         }
     }
 
-    /// Takes a reading of the database's clock that was asked for at `asked` and arrived now.
+    /// Takes a reading of the database's clock that was asked for at `asked` and arrived now, unless
+    /// the one before is better still: an answer that took long says little.
     pub(crate) fn set(&self, reading: Millis, asked: Instant) {
         if let Self::Database(anchor) = self {
-            let monotonic = asked + asked.elapsed() / 2;
-            *anchor.write().unwrap_or_else(PoisonError::into_inner) =
-                Anchor { reading, monotonic, wall: SystemTime::now() };
+            let half = asked.elapsed() / 2;
+            let new = Anchor {
+                reading,
+                monotonic: asked + half,
+                wall: SystemTime::now(),
+                error: ceil_millis(half),
+            };
+            let mut anchor = anchor.write().unwrap_or_else(PoisonError::into_inner);
+            if anchor.has_drifted() || new.error <= anchor.error_now() {
+                *anchor = new;
+            }
         }
     }
 
@@ -121,9 +156,20 @@ impl Clock {
         match self {
             Self::Manual(_) => false,
             Self::Database(anchor) => {
-                let anchor = *anchor.read().unwrap_or_else(PoisonError::into_inner);
-                let wall = anchor.wall.elapsed().unwrap_or(Duration::MAX);
-                wall.abs_diff(anchor.monotonic.elapsed()) > DRIFT
+                anchor.read().unwrap_or_else(PoisonError::into_inner).has_drifted()
+            }
+        }
+    }
+
+    /// Waits until the clock shows a time that much later.
+    #[cfg(feature = "xxl-job")]
+    pub(crate) async fn sleep(&self, time: Duration) {
+        match self {
+            Self::Database(_) => tokio::time::sleep(time).await,
+            Self::Manual(clock) => {
+                let mut moved = clock.0.moved.subscribe();
+                let until = self.now().saturating_add(ceil_millis(time));
+                while self.now() < until && moved.changed().await.is_ok() {}
             }
         }
     }
@@ -138,6 +184,18 @@ impl Clock {
                 let _ = tokio::time::timeout(time, moved.changed()).await;
             }
         }
+    }
+}
+
+impl Anchor {
+    /// It grows by a millisecond in ten seconds: crystals are off by a tenth of that.
+    fn error_now(&self) -> Millis {
+        self.error + floor_millis(self.monotonic.elapsed() / 10_000)
+    }
+
+    fn has_drifted(&self) -> bool {
+        let wall = self.wall.elapsed().unwrap_or(Duration::MAX);
+        wall.abs_diff(self.monotonic.elapsed()) > DRIFT
     }
 }
 

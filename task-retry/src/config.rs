@@ -6,6 +6,8 @@ mod keys;
 #[cfg(test)]
 mod tests;
 mod utc_offset;
+#[cfg(feature = "xxl-job")]
+pub(crate) mod xxl_job;
 
 use std::time::Duration;
 
@@ -102,6 +104,10 @@ pub struct Config {
     /// The zone of `create_time` and `next_send_time` in a table of the starter's. Default
     /// [`UtcOffset::UTC`].
     pub time_zone: UtcOffset,
+    /// The section `xxl-job`, if it is there: an xxl-job admin triggers the retries, and with
+    /// [`job`](Self::job) they are not looked for by themselves. Default `None`.
+    #[cfg(feature = "xxl-job")]
+    pub xxl_job: Option<crate::xxl_job::XxlJobConfig>,
 }
 
 /// The sizes of what runs and waits in a process, by the names of the starter's thread pool.
@@ -138,6 +144,8 @@ impl Default for Config {
             max_crash: 3,
             shutdown_grace_second: 30,
             time_zone: UtcOffset::UTC,
+            #[cfg(feature = "xxl-job")]
+            xxl_job: None,
         }
     }
 }

@@ -1,12 +1,13 @@
 use std::any::{Any, TypeId, type_name};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use sea_orm::ConnectionTrait;
 use serde::Serialize;
 
 use crate::runtime::Inner;
+use crate::runtime::held::{Hold, Stop};
 use crate::{Error, ErrorKind, Result, TaskId, TaskLog, TaskRetry};
 
 /// What an attempt knows of its task; a parameter `#[context] ctx: &TaskContext` receives it.
@@ -20,16 +21,12 @@ pub struct TaskContext {
 #[derive(Clone)]
 struct Attached {
     runtime: TaskRetry,
-    completed: Arc<AtomicBool>,
+    hold: Arc<Hold>,
 }
 
 impl TaskContext {
-    pub(crate) fn attached(
-        task: Arc<TaskLog>,
-        runtime: TaskRetry,
-        completed: Arc<AtomicBool>,
-    ) -> Self {
-        Self { task, runtime: Some(Attached { runtime, completed }) }
+    pub(crate) fn attached(task: Arc<TaskLog>, runtime: TaskRetry, hold: Arc<Hold>) -> Self {
+        Self { task, runtime: Some(Attached { runtime, hold }) }
     }
 
     /// A context without a runtime, for calling `direct` in unit tests.
@@ -50,6 +47,19 @@ impl TaskContext {
     /// The row, as it was when this attempt was claimed.
     pub fn task(&self) -> &TaskLog {
         &self.task
+    }
+
+    /// Whether this attempt still holds its task: its lease runs by this process's monotonic clock,
+    /// and it has not heard of another holder or of an end from outside.
+    ///
+    /// While it is `true`, no other attempt of the task has started. Ask before an effect that must
+    /// not happen beside a later attempt: a process that was stopped for longer than its lease finds
+    /// `false` here. [`task().fence`](TaskLog::fence) is for receivers that can check it themselves.
+    /// A context that no lease stands behind, as with `enable: false`, says `true`.
+    pub fn holds(&self) -> bool {
+        self.runtime.as_ref().is_none_or(|Attached { runtime, hold }| {
+            hold.why_stopped() != Some(Stop::Lost) && hold.is_valid(runtime.inner().clock.latest())
+        })
     }
 
     #[cfg(feature = "testing")]
@@ -116,7 +126,7 @@ impl TaskContext {
             .storable(task.source, value)
             .map_err(|error| Error::new(ErrorKind::Context, error))?;
         // Set before the statement: once it is sent, the transaction may be committed.
-        attached.completed.store(true, Ordering::SeqCst);
+        attached.hold.completed.store(true, Ordering::SeqCst);
         if inner.store.complete_in(transaction, task.id, task.fence, inner.clock.now()).await? {
             // Of the fence that the task has now.
             let result = value.as_deref().map(|value| (task.id.0, task.fence + 1, value));

@@ -46,6 +46,7 @@
 //! - [`Tasks`], [`Filter`], [`TaskLog`]: the tasks of a project, for people.
 //! - [`Config`]: the keys, in YAML, TOML, the environment or the builder.
 //! - [`ContextCodec`], [`Propagator`]: what encrypts arguments, and what carries traces.
+//! - `xxl_job`, with the feature `xxl-job`: an xxl-job admin triggers the retries.
 //! - `testing`, with the feature of that name: a runtime in memory with a clock that tests move.
 //!
 //! # What is promised
@@ -54,6 +55,16 @@
 //! once. Of two attempts of one task only one can count. No attempt starts that does not, by its
 //! monotonic clock, hold the lease.
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// The futures of RocketMQ's client are deep.
+#![cfg_attr(feature = "rocketmq", recursion_limit = "256")]
+
+/// A place where tests may stop the process; nothing without the feature.
+macro_rules! failpoint {
+    ($name:literal) => {
+        #[cfg(feature = "failpoints")]
+        $crate::failpoints::reached($name);
+    };
+}
 
 mod batch;
 mod call;
@@ -65,6 +76,8 @@ mod context;
 mod encryption;
 mod enqueued;
 mod error;
+#[cfg(feature = "failpoints")]
+pub mod failpoints;
 mod finite;
 pub mod guide;
 #[cfg(feature = "mq")]
@@ -84,6 +97,8 @@ pub mod testing;
 mod trace;
 mod transition;
 mod undecodable;
+#[cfg(feature = "xxl-job")]
+pub mod xxl_job;
 
 pub use crate::batch::{Enqueue, enqueue_all, enqueue_all_in};
 pub use crate::call::{Call, CallError, Cause, CauseKind, Scheduled};

@@ -39,6 +39,8 @@ mod kafka;
 mod nats;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
+#[cfg(feature = "rocketmq")]
+mod rocketmq;
 
 use std::fmt::{self, Display};
 use std::future::{Future, IntoFuture};
@@ -48,6 +50,8 @@ use chrono::{DateTime, Utc};
 use sea_orm::ConnectionTrait;
 use serde::Serialize;
 
+#[cfg(feature = "rocketmq")]
+pub use self::rocketmq::{RocketMq, RocketMqConfig, rocketmq};
 use crate::call::submit_and_wait;
 use crate::registry::{BoxFuture, encode_message};
 use crate::{

@@ -556,14 +556,14 @@ impl Registry {
 
     /// Lets every strategy close what it holds, all at once.
     pub(crate) async fn shutdown(&self) {
-        let closing = self.by_source.values().map(|handler| {
-            let place = &handler.meta().place;
-            AssertUnwindSafe(handler.shutdown()).catch_unwind().map(move |end| {
-                if end.is_err() {
-                    error!("the shutdown of {place} panicked");
+        let mut closing: Vec<BoxFuture<'_, ()>> = Vec::new();
+        for handler in self.by_source.values() {
+            closing.push(Box::pin(async {
+                if AssertUnwindSafe(handler.shutdown()).catch_unwind().await.is_err() {
+                    error!("the shutdown of {} panicked", handler.meta().place);
                 }
-            })
-        });
+            }));
+        }
         join_all(closing).await;
     }
 

@@ -35,8 +35,12 @@ pub(crate) mod write;
 pub use self::attempts::Attempt;
 pub use self::builder::{Builder, Functions};
 use self::execute::Ready;
+#[cfg(feature = "xxl-job")]
+pub(crate) use self::execute::Told;
 use self::held::Hold;
 pub use self::jobs::RunReport;
+#[cfg(feature = "xxl-job")]
+pub(crate) use self::jobs::{Pass, remove_history};
 pub use self::pauses::Sources;
 pub use self::tasks::{Changed, Tasks};
 use crate::call::{self, Insertion};
@@ -107,6 +111,8 @@ pub(crate) struct Inner {
     pub(crate) enabled: bool,
     /// Workers run here.
     pub(crate) job: bool,
+    /// They look for due tasks by themselves; otherwise somebody else says when.
+    pub(crate) polls: bool,
     pub(crate) write_behind: bool,
     /// An awaited call answers only when its end is committed.
     pub(crate) await_commit: bool,
@@ -120,6 +126,9 @@ pub(crate) struct Inner {
     /// Until then, expired locks are left to their holders.
     pub(crate) take_over_from: AtomicI64,
     pub(crate) owner: OnceLock<Weak<Owner>>,
+    /// Cancelled when xxl-job's executor has ended.
+    #[cfg(feature = "xxl-job")]
+    pub(crate) executor: OnceLock<CancellationToken>,
 }
 
 /// How long strategies may take to close what they hold.
@@ -364,6 +373,11 @@ impl TaskRetry {
             }
         }
         inner.writer.drain(Duration::from_secs(5)).await;
+        failpoint!("hand-back.after");
+        #[cfg(feature = "xxl-job")]
+        if let Some(executor) = inner.executor.get() {
+            executor.cancelled().await;
+        }
         inner.ended.cancel();
         if tokio::time::timeout(STRATEGIES, inner.registry.shutdown()).await.is_err() {
             info!(

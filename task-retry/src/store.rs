@@ -157,6 +157,8 @@ pub(crate) struct Claim {
     /// These rows, whatever their status, unless they are under lease.
     pub(crate) ids: Option<Vec<i64>>,
     pub(crate) limit: u32,
+    /// Of all rows only those of this share.
+    pub(crate) shard: Option<Shard>,
     pub(crate) now: Millis,
     /// The end of the lease.
     pub(crate) until: Millis,
@@ -165,8 +167,23 @@ pub(crate) struct Claim {
     pub(crate) which: Which,
     /// Also rows whose holder let its lease run out, ...
     pub(crate) take_over: bool,
+    /// Leases that ended up to then have ended for certain.
+    pub(crate) expired: Millis,
     /// ... but for these, which this process holds itself.
     pub(crate) except: Vec<i64>,
+}
+
+/// A share of the rows: those whose id leaves `index` when divided by `total`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Shard {
+    pub(crate) index: u32,
+    pub(crate) total: u32,
+}
+
+impl Shard {
+    pub(crate) fn has(self, id: i64) -> bool {
+        id.rem_euclid(i64::from(self.total)) == i64::from(self.index)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -587,6 +604,14 @@ impl Store {
         Ok(self.decode(&self.query(sql.build()).await?))
     }
 
+    /// Whether there is anything to claim, locked or not.
+    pub(crate) async fn is_due(&self, claim: &Claim) -> Result<bool, DbErr> {
+        let claim = Claim { limit: 1, ..claim.clone() };
+        let mut sql = self.sql("select 1 from t_sys_mq_resend_log where ");
+        self.due(&mut sql, &claim);
+        Ok(!self.query(sql.build()).await?.is_empty())
+    }
+
     /// The condition, order and limit of a claim.
     fn due(&self, sql: &mut Sql, claim: &Claim) {
         sql.push("project_name = ").bind(self.project.as_str());
@@ -597,7 +622,7 @@ impl Store {
         if let Some(ids) = &claim.ids {
             sql.push(" and id in ").list(self.ids(ids));
             sql.push(" and (locked_by is null or next_send_time is null or next_send_time <= ");
-            sql.bind(self.times.down(claim.now)).push(") order by id");
+            sql.bind(self.times.down(claim.expired)).push(") order by id");
         } else {
             sql.push(" and ").push(OPEN).push(" and next_send_time <= ");
             sql.bind(self.times.down(claim.now));
@@ -609,10 +634,20 @@ impl Store {
                 Which::Innocent => sql.push(" and ").push(crashes).push(" < 2"),
                 Which::Suspect => sql.push(" and ").push(crashes).push(" >= 2"),
             };
+            if let Some(Shard { index, total }) = claim.shard {
+                sql.push(" and id % ").bind(i64::from(total));
+                sql.push(" = ").bind(i64::from(index));
+            }
             if !claim.take_over {
                 sql.push(" and locked_by is null");
-            } else if !claim.except.is_empty() {
-                sql.push(" and id not in ").list(self.ids(&claim.except));
+            } else {
+                if claim.expired < claim.now {
+                    sql.push(" and (locked_by is null or next_send_time <= ");
+                    sql.bind(self.times.down(claim.expired)).push(")");
+                }
+                if !claim.except.is_empty() {
+                    sql.push(" and id not in ").list(self.ids(&claim.except));
+                }
             }
             sql.push(" order by next_send_time");
         }

@@ -15,8 +15,26 @@ postgres_url() { echo "postgres://postgres@127.0.0.1:$1/postgres"; }
 postgres_create() {
   local dir=$1 port=$2 bin
   local -a as=()
+  postgres_folder
+  (cd "$dir" && "${as[@]}" "$bin/initdb" -D "$dir/data" -U postgres -A trust -E UTF8 --locale=C --no-sync) \
+    >"$dir/init.log" 2>&1 || { tail -n 15 "$dir/init.log" >&2; die "initdb failed"; }
+  postgres_settings
+}
+
+# postgres_standby DIR PORT PRIMARY: a copy of the server that listens on PRIMARY, which follows it.
+postgres_standby() {
+  local dir=$1 port=$2 primary=$3 bin
+  local -a as=()
+  postgres_folder
+  (cd "$dir" && "${as[@]}" "$bin/pg_basebackup" -h 127.0.0.1 -p "$primary" -U postgres -D "$dir/data" -R -X stream \
+    -c fast --no-sync) >"$dir/init.log" 2>&1 || { tail -n 15 "$dir/init.log" >&2; die "pg_basebackup failed"; }
+  postgres_settings
+}
+
+# Makes the folder for the data of `dir`, and sets `bin` and `as`, what to put before a command.
+postgres_folder() {
   bin=$(postgres_bin)
-  mkdir "$dir/data"
+  mkdir -m 700 "$dir/data"
   # It refuses to run as root. setpriv, unlike runuser, leaves no process in between, so the number is the server's.
   if is_root; then
     id postgres >/dev/null 2>&1 || die "PostgreSQL does not run as root, and there is no user postgres to run it as"
@@ -24,9 +42,10 @@ postgres_create() {
     chown postgres: "$dir/data"
     "${as[@]}" test -w "$dir/data" || die "the user postgres cannot reach $dir: set TMPDIR to a folder that it can enter"
   fi
-  (cd "$dir" && "${as[@]}" "$bin/initdb" -D "$dir/data" -U postgres -A trust -E UTF8 --locale=C --no-sync) \
-    >"$dir/init.log" 2>&1 || { tail -n 15 "$dir/init.log" >&2; die "initdb failed"; }
-  settings "$dir" 'database system is ready to accept connections' QUIT \
+}
+
+postgres_settings() {
+  settings "$dir" 'database system is ready to accept (read-only )?connections' QUIT \
     "${as[@]}" "$bin/postgres" -D "$dir/data" -p "$port" -c listen_addresses=127.0.0.1 -c unix_socket_directories= \
     -c max_connections=500 -c shared_buffers=64MB -c logging_collector=off -c log_destination=stderr
 }

@@ -11,9 +11,11 @@ use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
 use task_retry::{Builder, Filter, ManualClock, Status, TaskId, TaskLog, TaskRetry};
 use tokio::sync::Semaphore;
 
+pub mod campaign;
 pub mod proxy;
 pub mod server;
 pub mod worker;
+pub mod xxl_job;
 
 /// The databases that the contract is tested on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +64,18 @@ fn new_name() -> String {
 /// Whether a server that is not there is a failure.
 fn requires_all() -> bool {
     std::env::var("TASK_RETRY_TEST_REQUIRE_ALL").as_deref() == Ok("1")
+}
+
+/// The address of a broker of `tests/run`. `None` where it is not there, which is an error with
+/// `TASK_RETRY_TEST_REQUIRE_ALL=1`, but not after `tests/run --quick`.
+pub fn broker(variable: &str) -> Option<String> {
+    let address = std::env::var(variable).ok();
+    if address.is_none() {
+        let quick = std::env::var("TASK_RETRY_TEST_QUICK").as_deref() == Ok("1");
+        assert!(quick || !requires_all(), "{variable} is not set: run the tests with `tests/run`");
+        eprintln!("skipped: {variable} is not set");
+    }
+    address
 }
 
 /// A database of one test, removed when it ends.

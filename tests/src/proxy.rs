@@ -1,8 +1,8 @@
 //! A TCP proxy between a runtime and its database that can do what networks do.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -19,7 +19,7 @@ pub struct Proxy {
 /// What all connections share.
 #[derive(Debug)]
 struct Wires {
-    server: String,
+    server: Mutex<String>,
     state: watch::Sender<State>,
     /// Answers until the one that is dropped; below 1: none is.
     answers: AtomicI64,
@@ -45,7 +45,7 @@ impl Proxy {
     /// Starts a proxy to the server of this URL.
     pub async fn start(url: &str) -> Self {
         let wires = Arc::new(Wires {
-            server: authority(url).to_owned(),
+            server: Mutex::new(authority(url).to_owned()),
             state: watch::Sender::default(),
             answers: AtomicI64::new(0),
             cuts: AtomicBool::new(false),
@@ -60,6 +60,11 @@ impl Proxy {
     /// The URL by which the database is reached through the proxy.
     pub fn url(&self, url: &str) -> String {
         url.replacen(authority(url), &format!("127.0.0.1:{}", self.port), 1)
+    }
+
+    /// New connections go to the server of this URL, as if its address had moved there.
+    pub fn lead_to(&self, url: &str) {
+        *self.wires.server.lock().expect("nobody panicked") = authority(url).to_owned();
     }
 
     /// Closes every connection, and refuses new ones.
@@ -186,7 +191,8 @@ async fn accept(wires: &Arc<Wires>, listener: &TcpListener) {
 /// One connection, until one side or the proxy ends it.
 async fn connection(wires: Arc<Wires>, client: TcpStream, born: u64) {
     let mut state = wires.state.subscribe();
-    let Ok(server) = TcpStream::connect(&wires.server).await else { return };
+    let server = wires.server.lock().expect("nobody panicked").clone();
+    let Ok(server) = TcpStream::connect(server).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();

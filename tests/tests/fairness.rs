@@ -61,7 +61,22 @@ async fn a_slow_backlog_of_100_000_rows_delays_no_other_source(db: Arc<TestDb>) 
     scene.end().await;
 }
 
+/// It has killed two processes, so it is run after everything else that is due, but not never.
+async fn a_slow_backlog_does_not_keep_a_suspect_for_ever(db: Arc<TestDb>) {
+    let scene = Scene::new(&db).await;
+    scene.store(BULK, FIRST, &[How::Ok]).await;
+    db.execute("update t_sys_mq_resend_log set crash_count = 2").await;
+    scene.fill(BULK, ROWS / 10, &[How::Sleep(50)]).await;
+    let worker = Worker::start(&Settings { places: 10, ..scene.settings() }).await;
+    scene.ledger.wait_for(FIRST, Event::Start, 1).await;
+    // Whose places are still taken.
+    assert!(scene.ledger.len() < ROWS / 10);
+    worker.kill().await;
+    scene.end().await;
+}
+
 contract!(
+    a_slow_backlog_does_not_keep_a_suspect_for_ever,
     a_backlog_of_100_000_rows_delays_no_other_source,
     a_slow_backlog_of_100_000_rows_delays_no_other_source,
 );

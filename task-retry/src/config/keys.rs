@@ -3,6 +3,10 @@
 use std::fmt::{self, Display};
 use std::ops::RangeInclusive;
 
+#[cfg(feature = "xxl-job")]
+use super::xxl_job::Slot::{Folder, Ip, Port, Secret, Shape, Text, Texts};
+#[cfg(feature = "xxl-job")]
+use super::xxl_job::{Slot as XxlJobSlot, xxl_job};
 use super::{Config, UtcOffset};
 use crate::error::{Error, ErrorKind, Result};
 use crate::policy::{LONGEST, MOST_RETRIES};
@@ -25,6 +29,8 @@ enum Slot<'a> {
     U64(&'a mut u64, RangeInclusive<u64>),
     F64(&'a mut f64, RangeInclusive<f64>),
     Offset(&'a mut UtcOffset),
+    #[cfg(feature = "xxl-job")]
+    XxlJob(XxlJobSlot<'a>),
 }
 use Slot::{Bool, F64, Offset, U32, U64};
 
@@ -61,9 +67,33 @@ const KEYS: &[Key] = &[
     key("max-crash", "crashes", |c| U32(&mut c.max_crash, 0..=1000)),
     key("shutdown-grace-second", "seconds", |c| U64(&mut c.shutdown_grace_second, 0..=TEN_YEARS)),
     key("time-zone", "", |c| Offset(&mut c.time_zone)),
+    #[cfg(feature = "xxl-job")]
+    key("xxl-job.admin-addresses", "", |c| Slot::XxlJob(Texts(&mut xxl_job(c).admin_addresses))),
+    #[cfg(feature = "xxl-job")]
+    key("xxl-job.access-token", "", |c| Slot::XxlJob(Secret(&mut xxl_job(c).access_token))),
+    #[cfg(feature = "xxl-job")]
+    key("xxl-job.app-name", "", |c| Slot::XxlJob(Text(&mut xxl_job(c).app_name))),
+    #[cfg(feature = "xxl-job")]
+    key("xxl-job.address", "", |c| Slot::XxlJob(Text(&mut xxl_job(c).address))),
+    #[cfg(feature = "xxl-job")]
+    key("xxl-job.ip", "", |c| Slot::XxlJob(Ip(&mut xxl_job(c).ip))),
+    #[cfg(feature = "xxl-job")]
+    key("xxl-job.port", "0: any that is free", |c| Slot::XxlJob(Port(&mut xxl_job(c).port))),
+    #[cfg(feature = "xxl-job")]
+    key("xxl-job.log-path", "", |c| Slot::XxlJob(Folder(&mut xxl_job(c).log_path))),
+    #[cfg(feature = "xxl-job")]
+    key("xxl-job.log-retention-days", "days", |c| {
+        U32(&mut xxl_job(c).log_retention_days, 1..=3650)
+    }),
+    #[cfg(feature = "xxl-job")]
+    key("xxl-job.callback-shape", "", |c| Slot::XxlJob(Shape(&mut xxl_job(c).callback_shape))),
+    #[cfg(feature = "xxl-job")]
+    key("xxl-job.timeout-second", "seconds", |c| U64(&mut xxl_job(c).timeout_second, 1..=60)),
+    #[cfg(feature = "xxl-job")]
+    key("xxl-job.with-workers", "", |c| Bool(&mut xxl_job(c).with_workers)),
 ];
 
-/// What a file or a variable says; of a list it matters only that it is one.
+/// What a file or a variable says.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(not(feature = "config"), allow(dead_code, reason = "only files have all of them"))]
 pub(super) enum Value {
@@ -72,7 +102,7 @@ pub(super) enum Value {
     Int(i128),
     Float(f64),
     Str(String),
-    List,
+    List(Vec<Value>),
     Map(Vec<(String, Value)>),
 }
 
@@ -100,10 +130,27 @@ impl Loader {
     pub(super) fn check(config: &Config) -> Self {
         let mut loader = Self::new(config.clone(), Spelling::Keys);
         for key in KEYS {
+            if !loader.has_section_of(key) {
+                continue;
+            }
             let value = (key.slot)(&mut loader.config).value();
             loader.put(key.path, &value);
         }
+        #[cfg(feature = "xxl-job")]
+        if let Some(xxl_job) = &config.xxl_job {
+            let lacks = xxl_job.lacks().into_iter();
+            loader.mistakes.extend(lacks.map(|lack| format!("task-retry.xxl-job.{lack}")));
+        }
         loader
+    }
+
+    /// Whether the section of a key is there: all but `xxl-job` are.
+    fn has_section_of(&self, _key: &Key) -> bool {
+        #[cfg(feature = "xxl-job")]
+        if _key.path.starts_with("xxl-job.") {
+            return self.config.xxl_job.is_some();
+        }
+        true
     }
 
     pub(super) fn variable(&mut self, name: &str, value: String) {
@@ -123,6 +170,12 @@ impl Loader {
     pub(super) fn put(&mut self, path: &str, value: &Value) {
         if let Some(index) = KEYS.iter().position(|key| uniform(key.path) == uniform(path)) {
             self.put_key(index, value);
+        } else if cfg!(not(feature = "xxl-job")) && is_xxl_job(path) {
+            self.mistakes.push(format!(
+                "{} is for the cargo feature `xxl-job` of task-retry, which this program was built \
+                 without: add it in Cargo.toml, or leave the section out",
+                self.name(path)
+            ));
         } else if !path.is_empty() && is_section(path) {
             self.put_section(path, value);
         } else {
@@ -135,6 +188,10 @@ impl Loader {
         match value {
             Value::Null => {}
             Value::Map(entries) => {
+                #[cfg(feature = "xxl-job")]
+                if is_xxl_job(path) {
+                    xxl_job(&mut self.config);
+                }
                 let parent = if path.is_empty() { String::new() } else { format!("{path}.") };
                 entries
                     .iter()
@@ -201,6 +258,8 @@ impl Slot<'_> {
             U64(place, _) => Value::Int((*place).into()),
             F64(place, _) => Value::Float(*place),
             Offset(place) => Value::Str(place.to_string()),
+            #[cfg(feature = "xxl-job")]
+            Slot::XxlJob(slot) => slot.value(),
         }
     }
 
@@ -212,6 +271,8 @@ impl Slot<'_> {
             U64(place, range) => *place = whole(value, range)?,
             F64(place, range) => *place = number(value, range)?,
             Offset(place) => *place = offset(value)?,
+            #[cfg(feature = "xxl-job")]
+            Slot::XxlJob(slot) => slot.set(value)?,
         }
         Ok(())
     }
@@ -232,7 +293,7 @@ fn truth(value: &Value) -> Result<bool, String> {
     }
 }
 
-fn whole<T>(value: &Value, range: RangeInclusive<T>) -> Result<T, String>
+pub(super) fn whole<T>(value: &Value, range: RangeInclusive<T>) -> Result<T, String>
 where
     T: Copy + Display + Into<i128> + TryFrom<i128>,
 {
@@ -284,7 +345,7 @@ impl Display for Value {
             // Debug, for it keeps the ".0" that makes it no whole number.
             Value::Float(number) => write!(f, "{number:?}"),
             Value::Str(text) => write!(f, "\"{}\"", short(text)),
-            Value::List => f.write_str("a list"),
+            Value::List(_) => f.write_str("a list"),
             Value::Map(_) => f.write_str("a section"),
         }
     }
@@ -295,18 +356,25 @@ pub(super) fn uniform(name: &str) -> String {
     name.chars().filter(|c| !matches!(c, '-' | '_')).flat_map(char::to_lowercase).collect()
 }
 
+/// Whether a path is that section, or leads into it.
+fn is_xxl_job(path: &str) -> bool {
+    uniform(path.split('.').next().unwrap_or(path)) == "xxljob"
+}
+
 fn is_section(path: &str) -> bool {
     let prefix = format!("{}.", uniform(path));
     path.is_empty() || KEYS.iter().any(|key| uniform(key.path).starts_with(&prefix))
 }
 
-/// Whether a key means this configuration even where nothing says so: `time-zone` and single words
-/// may be anybody's.
+/// Whether a key means this configuration even where nothing says so: `time-zone`, `xxl-job` and
+/// single words may be anybody's.
 #[cfg(feature = "config")]
 pub(super) fn is_ours_alone(name: &str) -> bool {
     let ours = |key: &Key| {
         let top = key.path.split('.').next().unwrap_or(key.path);
-        top.contains('-') && top != "time-zone" && uniform(top) == uniform(name)
+        top.contains('-')
+            && !matches!(top, "time-zone" | "xxl-job")
+            && uniform(top) == uniform(name)
     };
     KEYS.iter().any(ours)
 }

@@ -38,6 +38,8 @@ fn other() -> Config {
         max_crash: 1,
         shutdown_grace_second: 0,
         time_zone: "+08:00".parse().unwrap(),
+        #[cfg(feature = "xxl-job")]
+        xxl_job: None,
     }
 }
 
@@ -113,8 +115,128 @@ fn unknown_variables_name_the_known_ones() {
         text.contains("did you mean `TASK_RETRY__THREAD_POOL_PARAM__MAX_POOL_SIZE`?"),
         "{text}"
     );
+    let text = message(env(&[("TASK_RETRY__RABBIT__VIRTUAL_HOST", "5")]));
+    assert!(
+        text.starts_with("TASK_RETRY__RABBIT__VIRTUAL_HOST is unknown: known here: "),
+        "{text}"
+    );
+}
+
+#[cfg(not(feature = "xxl-job"))]
+#[test]
+fn a_section_of_a_feature_that_is_missing_names_it() {
     let text = message(env(&[("TASK_RETRY__XXL_JOB__PORT", "5")]));
-    assert!(text.starts_with("TASK_RETRY__XXL_JOB__PORT is unknown: known here: "), "{text}");
+    let expected =
+        "task-retry.XXL-JOB.PORT (TASK_RETRY__XXL_JOB__PORT) is for the cargo feature `xxl-job`";
+    assert!(text.to_lowercase().starts_with(&expected.to_lowercase()), "{text}");
+    #[cfg(feature = "config")]
+    for yaml in ["task-retry: { xxl-job: { port: 1 } }", "task-retry: { xxlJob: {} }"] {
+        let text = message(Config::from_yaml(yaml));
+        assert!(text.contains("is for the cargo feature `xxl-job` of task-retry"), "{text}");
+    }
+}
+
+#[cfg(feature = "xxl-job")]
+mod xxl_job {
+    use super::*;
+    use crate::xxl_job::{CallbackShape, XxlJobConfig};
+
+    #[test]
+    fn every_key_has_its_variable() {
+        let config = env(&[
+            ("TASK_RETRY__XXL_JOB__ADMIN_ADDRESSES", "http://a:1/xxl, https://b/"),
+            ("TASK_RETRY__XXL_JOB__ACCESS_TOKEN", "secret"),
+            ("TASK_RETRY__XXL_JOB__APP_NAME", "shop"),
+            ("TASK_RETRY__XXL_JOB__ADDRESS", "http://shop:80/"),
+            ("TASK_RETRY__XXL_JOB__IP", "0.0.0.0"),
+            ("TASK_RETRY__XXL_JOB__PORT", "9998"),
+            ("TASK_RETRY__XXL_JOB__LOG_PATH", "/var/log/shop"),
+            ("TASK_RETRY__XXL_JOB__LOG_RETENTION_DAYS", "3"),
+            ("TASK_RETRY__XXL_JOB__CALLBACK_SHAPE", "object"),
+            ("TASK_RETRY__XXL_JOB__TIMEOUT_SECOND", "5"),
+            ("TASK_RETRY__XXL_JOB__WITH_WORKERS", "yes"),
+        ])
+        .unwrap();
+        config.validate().unwrap();
+        let expected = XxlJobConfig {
+            admin_addresses: vec!["http://a:1/xxl".into(), "https://b/".into()],
+            access_token: Some("secret".into()),
+            app_name: Some("shop".into()),
+            address: Some("http://shop:80/".into()),
+            ip: "0.0.0.0".parse().unwrap(),
+            port: 9998,
+            log_path: Some("/var/log/shop".into()),
+            log_retention_days: 3,
+            callback_shape: CallbackShape::Object,
+            timeout_second: 5,
+            with_workers: true,
+        };
+        assert!(!format!("{config:?}").contains("secret"), "{config:?}");
+        assert_eq!(config.xxl_job, Some(expected));
+        assert_eq!(Config::default().xxl_job, None);
+    }
+
+    #[cfg(feature = "config")]
+    #[test]
+    fn the_section_is_read_from_files() {
+        let yaml = "
+            task-retry:
+              xxlJob:
+                admin-addresses: ['http://a/xxl', 'http://b/xxl,http://c']
+                accessToken: ''
+                port: 0
+        ";
+        let config = Config::from_yaml(yaml).unwrap();
+        config.validate().unwrap();
+        let toml = "[task-retry.xxl-job]\nadmin-addresses = 'http://a/xxl, http://b/xxl,http://c'\n\
+                    port = 0";
+        assert_eq!(config, Config::from_toml(toml).unwrap());
+        let section = config.xxl_job.unwrap();
+        assert_eq!(section.admin_addresses, ["http://a/xxl", "http://b/xxl", "http://c"]);
+        assert_eq!((section.access_token, section.port), (None, 0));
+        assert_eq!(Config::from_yaml("task-retry: { xxl-job: }").unwrap().xxl_job, None);
+        // Another program's section of that name.
+        Config::from_yaml("xxl-job: { anything: 1 }").unwrap();
+    }
+
+    #[cfg(feature = "config")]
+    #[test]
+    fn mistakes_say_what_is_allowed_and_show_no_token() {
+        let yaml = "
+            task-retry:
+              xxl-job: { access-token: 271828, ip: localhost, port: 65536, callback-shape: 3.5,
+                log-retention-days: 0, appname: 1 }
+        ";
+        assert_eq!(
+            message(Config::from_yaml(yaml)),
+            "6 mistakes:\n\
+             - task-retry.xxl-job.access-token is not a text: put it in quotes\n\
+             - task-retry.xxl-job.ip is \"localhost\": it must be an address of this machine, such as \
+             127.0.0.1\n\
+             - task-retry.xxl-job.port is 65536: it must be at most 65535 (0: any that is free)\n\
+             - task-retry.xxl-job.callback-shape is 3.5: it must be `auto`, `array` (admins up to 3.4) \
+             or `object` (admins from 3.5)\n\
+             - task-retry.xxl-job.log-retention-days is 0: it must be at least 1 (days)\n\
+             - task-retry.xxl-job.app-name is 1: it must be a text, put it in quotes"
+        );
+        let config = Config::from_yaml(
+            "task-retry: { xxl-job: { ip: 0.0.0.0, address: 'shop:9999', app-name: 商店 } }",
+        );
+        let text = message(config.and_then(|config| config.validate().map(|()| config)));
+        for part in [
+            "task-retry.xxl-job.admin-addresses is missing",
+            "task-retry.xxl-job.access-token is missing: with ip 0.0.0.0",
+            "task-retry.xxl-job.address is \"shop:9999\": it must be a URL",
+            "task-retry.xxl-job.app-name is \"商店\": it must be 1 to 64 printable ASCII",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        let text = message(Config::from_yaml("task-retry: { xxl-job: { prt: 1 } }"));
+        assert!(
+            text.contains("did you mean `xxl-job.port`? known here: `admin-addresses`"),
+            "{text}"
+        );
+    }
 }
 
 #[test]
@@ -562,11 +684,8 @@ mod files {
         for yaml in ["task-retry: { '': { task-limit: 1 } }", "task-retry: { '': 1 }"] {
             assert!(message(Config::from_yaml(yaml)).starts_with("task-retry is unknown: "));
         }
-        let text = message(Config::from_yaml("task-retry: { xxl-job: { port: 1 } }"));
-        assert!(
-            text.starts_with("task-retry.xxl-job is unknown: known here: `enable`, "),
-            "{text}"
-        );
+        let text = message(Config::from_yaml("task-retry: { rabbit: { port: 1 } }"));
+        assert!(text.starts_with("task-retry.rabbit is unknown: known here: `enable`, "), "{text}");
     }
 
     #[test]

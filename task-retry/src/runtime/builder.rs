@@ -12,12 +12,14 @@ use super::execute::{Limits, Pool};
 use super::{
     DEFAULT, Inner, Owner, TaskRetry, claim, jobs, lease, pauses, supervised, waits, write,
 };
-use crate::clock::{Clock, ManualClock};
+use crate::clock::{Clock, ManualClock, UNSURE};
 use crate::config::Overlay;
 use crate::context::States;
 use crate::registry::{Gather, Retryable};
 use crate::store::{Layout, Store, connect};
 use crate::trace::Trace;
+#[cfg(feature = "xxl-job")]
+use crate::xxl_job;
 use crate::{
     Config, ContextCodec, Error, ErrorKind, Policy, Propagator, Result, Strategy, ThreadPoolParam,
 };
@@ -46,6 +48,8 @@ pub struct Builder {
     settle_at_once: bool,
     answer_early: bool,
     no_env: bool,
+    #[cfg(feature = "xxl-job")]
+    xxl_job: Option<crate::xxl_job::XxlJobConfig>,
 }
 
 enum Source {
@@ -175,6 +179,14 @@ impl Builder {
         self
     }
 
+    /// Has an xxl-job admin trigger the retries and the removal of history; see
+    /// [`xxl_job`](crate::xxl_job). It takes the place of the section `xxl-job`.
+    #[cfg(feature = "xxl-job")]
+    pub fn xxl_job(mut self, xxl_job: crate::xxl_job::XxlJobConfig) -> Self {
+        self.xxl_job = Some(xxl_job);
+        self
+    }
+
     /// A value for the functions' `#[state]` parameters of its type; one per type.
     pub fn state<T: Send + Sync + 'static>(mut self, state: T) -> Self {
         self.states.insert(state);
@@ -296,6 +308,10 @@ impl Builder {
             config = config.with_env()?;
         }
         self.overlay.apply(&mut config);
+        #[cfg(feature = "xxl-job")]
+        if let Some(xxl_job) = self.xxl_job {
+            config.xxl_job = Some(xxl_job);
+        }
         config.validate()?;
         if !self.mistakes.is_empty() {
             return Err(Error::new(ErrorKind::Config, self.mistakes.join("; ")));
@@ -329,6 +345,15 @@ impl Builder {
             pool.queue_capacity as usize,
             registry.sources().len(),
         );
+        #[cfg(feature = "xxl-job")]
+        let executor = match config.xxl_job.take().filter(|_| config.enable && config.job) {
+            Some(xxl_job) => Some(xxl_job::Prepared::new(xxl_job, &store.project).await?),
+            None => None,
+        };
+        #[cfg(feature = "xxl-job")]
+        let polls = config.job && executor.as_ref().is_none_or(|executor| executor.with_workers());
+        #[cfg(not(feature = "xxl-job"))]
+        let polls = config.job;
         let inner = Arc::new(Inner {
             store,
             clock,
@@ -359,6 +384,7 @@ impl Builder {
             failed_kept: config.failed_kept(),
             enabled: config.enable,
             job: config.job,
+            polls,
             write_behind: !self.settle_at_once,
             await_commit: !self.answer_early,
             notify: !self.silent,
@@ -367,6 +393,8 @@ impl Builder {
             ended: CancellationToken::new(),
             take_over_from: AtomicI64::new(i64::MIN),
             owner: OnceLock::new(),
+            #[cfg(feature = "xxl-job")]
+            executor: OnceLock::new(),
         });
         if config.enable {
             pauses::read(&inner).await?;
@@ -384,6 +412,10 @@ impl Builder {
         }
         if config.enable {
             run(&inner)?;
+            #[cfg(feature = "xxl-job")]
+            if let Some(executor) = executor {
+                executor.start(&inner);
+            }
         } else {
             warn!(
                 "task-retry is switched off (`enable: false`): functions run bare, nothing is stored"
@@ -426,8 +458,10 @@ fn run(inner: &Arc<Inner>) -> Result<()> {
     }
     if inner.job {
         supervised(inner, "pauses", pauses::run);
-        supervised(inner, "claims", claim::run);
         supervised(inner, "strangers", jobs::strangers);
+    }
+    if inner.polls {
+        supervised(inner, "claims", claim::run);
         supervised(inner, "history", jobs::history);
     }
     info!(
@@ -435,6 +469,7 @@ fn run(inner: &Arc<Inner>) -> Result<()> {
         worker = inner.store.worker,
         sources = ?inner.registry.sources(),
         job = inner.job,
+        polls = inner.polls,
         starter_table = inner.store.layout.starter,
         "task-retry has started"
     );
@@ -478,7 +513,12 @@ impl Open<'_> {
         }
         let offset = if layout.starter { self.config.time_zone.seconds() } else { 0 };
         let store = Store::new(db, project, worker_id(), layout, offset, optimistic).await?;
-        store.sync(self.clock).await?;
+        for _ in 0..3 {
+            store.sync(self.clock).await?;
+            if self.clock.error() <= UNSURE {
+                break;
+            }
+        }
         Ok(store)
     }
 }

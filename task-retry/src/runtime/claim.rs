@@ -26,6 +26,8 @@ const FULL_LOOK: Duration = Duration::from_secs(5);
 const LOOKS: u32 = 20;
 /// A probe at least this often while batches come full.
 const PROBE: Duration = Duration::from_millis(200);
+/// However much else is due, suspects are looked for this often.
+const SUSPECTS: Duration = Duration::from_secs(1);
 /// With more tasks than this past their leases, a process waits for their renewal.
 const MANY: usize = 1000;
 /// What one claim may bring into memory, about.
@@ -70,6 +72,8 @@ struct Line {
     /// The last claim came back full: there is probably more.
     full: bool,
     claimed: Instant,
+    /// When suspects were looked for.
+    suspects: Instant,
     /// About how large a row of it is.
     bytes: usize,
 }
@@ -89,6 +93,7 @@ pub(crate) async fn run(inner: Arc<Inner>) {
             rest: FULL_LOOK,
             full: false,
             claimed: Instant::now(),
+            suspects: Instant::now(),
             bytes: 1000,
         })
         .collect();
@@ -249,7 +254,9 @@ async fn claim(
     let dry = inner.pool.room_for(line.source, None).waiting == 0;
     let mut claim = inner.claim(vec![line.source], wanted as u32);
     claim.floor = line.floor;
+    failpoint!("claim.before");
     let tasks = steadily(|| in_time(ANSWER, store.claim(&claim))).await?;
+    failpoint!("claim.after");
     let full = tasks.len() >= wanted;
     adapt(inner, line, dry, full);
     line.full = full;
@@ -260,7 +267,8 @@ async fn claim(
         debug!(source = line.source, tasks = tasks.len(), "claimed");
     }
     take_in(inner, tasks, claim.until);
-    if !full && !inner.pool.has_suspect() {
+    if (!full || line.suspects.elapsed() > SUSPECTS) && !inner.pool.has_suspect() {
+        line.suspects = Instant::now();
         // One at a time, and only to start at once: whoever is held beside it may die with it.
         claim.which = Which::Suspect;
         claim.limit = 1;
@@ -325,7 +333,7 @@ fn hand_over(inner: &Arc<Inner>, ready: Ready) {
 /// instance, and has lost the task to this newer claim, so it is stopped first. If it cannot be
 /// stopped, the lease of this claim runs out.
 async fn after_an_earlier(inner: Arc<Inner>, ready: Ready) {
-    while ready.hold.is_valid(inner.clock.now()) {
+    while ready.hold.is_valid(inner.clock.latest()) {
         inner.held.stop(ready.hold.id, Stop::Lost);
         if inner.held.add(ready.hold.clone()) {
             return hand_over(&inner, ready);
@@ -341,7 +349,7 @@ async fn after_an_earlier(inner: Arc<Inner>, ready: Ready) {
 /// Ends a task that was taken for it as failed, once no earlier attempt of it runs here, and tells
 /// whether that took effect.
 pub(super) async fn give_up(inner: Arc<Inner>, ready: Ready) -> bool {
-    while ready.hold.is_valid(inner.clock.now()) {
+    while ready.hold.is_valid(inner.clock.latest()) {
         inner.held.stop(ready.hold.id, Stop::Lost);
         if inner.held.add(ready.hold.clone()) {
             let ended = super::execute::attempt(&inner, ready, false, true).await;
@@ -357,12 +365,14 @@ impl Inner {
     pub(crate) fn claim(&self, sources: Vec<i32>, limit: u32) -> Claim {
         let now = self.clock.now();
         // A process that was stopped for a while must not take its own tasks for a dead one's.
-        let except = self.held.expired(now);
+        let except = self.held.expired(self.clock.latest());
         Claim {
             sources,
             ids: None,
             limit,
+            shard: None,
             now,
+            expired: self.clock.earliest(),
             until: now + ceil_millis(self.lease),
             floor: None,
             which: Which::Innocent,

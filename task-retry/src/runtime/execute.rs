@@ -462,7 +462,7 @@ async fn run(inner: &Arc<Inner>, ready: Ready, keep_value: bool) -> Ended {
     match hold.why_stopped() {
         Some(Stop::Lost) => return Ended::new(EndKind::Lost),
         Some(Stop::Shutdown) => return put_back(&task, now),
-        None if !hold.is_valid(now) => {
+        None if !hold.is_valid(inner.clock.latest()) => {
             debug!("the lease ran out before the attempt could start; the task is put back");
             return put_back(&task, now);
         }
@@ -501,10 +501,13 @@ async fn run(inner: &Arc<Inner>, ready: Ready, keep_value: bool) -> Ended {
         return undecodable(&task, now, error);
     }
     let Some(runtime) = inner.handle_to_self() else { return put_back(&task, now) };
-    let context = TaskContext::attached(task.clone(), runtime.clone(), hold.completed.clone());
+    let context = TaskContext::attached(task.clone(), runtime.clone(), hold.clone());
     let env = Env { context, states: inner.states.clone() };
     let body = runtime.scope(handler.run(env, args, keep_value));
-    let (report, kind) = match supervise(body, policy.timeout, &hold).await {
+    failpoint!("run.before");
+    let body = supervise(body, policy.timeout, &hold).await;
+    failpoint!("run.after");
+    let (report, kind) = match body {
         Body::Done(report) => (report, CauseKind::Error),
         Body::Panicked(message) => (failed(format!("panicked: {message}")), CauseKind::Panicked),
         Body::TimedOut(limit) => {
@@ -516,7 +519,10 @@ async fn run(inner: &Arc<Inner>, ready: Ready, keep_value: bool) -> Ended {
             );
             return Ended::new(EndKind::Lost);
         }
-        Body::Stopped(Stop::Shutdown) => return put_back(&task, inner.clock.now()),
+        Body::Stopped(Stop::Shutdown) => {
+            failpoint!("hand-back.before");
+            return put_back(&task, inner.clock.now());
+        }
     };
     match report {
         Report::Undecodable(error) => undecodable(&task, inner.clock.now(), error),

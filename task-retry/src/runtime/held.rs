@@ -19,7 +19,7 @@ pub(crate) struct Hold {
     /// The attempt has ended and its end is being written: a lost lease shows itself there.
     pub(crate) ending: AtomicBool,
     /// The attempt has sent `complete_in`.
-    pub(crate) completed: Arc<AtomicBool>,
+    pub(crate) completed: AtomicBool,
 }
 
 /// Why an attempt has to stop.
@@ -40,7 +40,7 @@ impl Hold {
             stop: AtomicU8::new(0),
             stopped: Notify::new(),
             ending: AtomicBool::new(false),
-            completed: Arc::default(),
+            completed: AtomicBool::new(false),
         })
     }
 

@@ -5,19 +5,23 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::claim::Tell;
 use super::execute::Told;
 use super::{Inner, TaskRetry, claim, pauses, waits};
 use crate::clock::floor_millis;
-use crate::store::{DEPENDENTS, Which, steadily};
-use crate::{Result, Status, TaskId};
+use crate::store::{Claim, DEPENDENTS, Shard, Which, steadily};
+use crate::{Error, ErrorKind, Result, Status, TaskId, TaskLog};
 
 /// Rows removed by one statement.
 const ROWS: u32 = 1000;
 /// Pages of so many tasks that a pass looks through for orphans.
 const PAGES: usize = 100;
+/// How often, and how long, a pass over a share waits for rows that are locked but not claimed.
+const SKIPS: u32 = 100;
+const SKIP: Duration = Duration::from_millis(10);
 /// How often history is removed.
 const EVERY: Duration = Duration::from_secs(3600);
 
@@ -70,19 +74,24 @@ impl TaskRetry {
     /// `Closed` while shutting down, `Store` if the database refuses; what was claimed before that
     /// still runs.
     pub async fn run_due(&self, ids: Option<Vec<TaskId>>) -> Result<RunReport> {
-        let inner = self.open()?;
-        waits::listen(inner);
-        let mut report = RunReport::default();
-        match ids {
-            Some(ids) => {
-                for ids in ids.chunks(500) {
-                    let ids = ids.iter().map(|id| id.0).filter(|id| !inner.held.contains(*id));
-                    run_ids(inner, ids.collect(), &mut report).await?;
-                }
-            }
-            None => run_all(inner, &mut report).await?,
+        Pass { ids, ..Pass::default() }.run(self.open()?).await
+    }
+
+    /// One pass of the retry job over a share of the due tasks: of `total` processes that are told
+    /// 0, 1, … as their `index`, each runs its own, and together they run all of them.
+    ///
+    /// Shares go by the tasks' ids. They spread the load and are no locks: two passes over one share
+    /// do no harm.
+    ///
+    /// # Errors
+    /// As for [`run_due`](Self::run_due), and `Config` if `index` is not below `total`.
+    pub async fn run_due_shard(&self, index: u32, total: u32) -> Result<RunReport> {
+        if index >= total {
+            let message = format!("there is no share {index} of {total}: the first is 0");
+            return Err(Error::new(ErrorKind::Config, message));
         }
-        Ok(report)
+        let shard = Some(Shard { index, total });
+        Pass { shard, ..Pass::default() }.run(self.open()?).await
     }
 
     /// One pass of the history job: deletes what was kept long enough (`data-kept-day`,
@@ -96,49 +105,122 @@ impl TaskRetry {
     }
 }
 
-async fn run_ids(inner: &Arc<Inner>, ids: Vec<i64>, report: &mut RunReport) -> Result<()> {
-    let mut claim = inner.claim(inner.registry.sources(), ids.len() as u32);
-    claim.ids = Some(ids);
-    let tasks = steadily(|| inner.store.claim(&claim)).await?;
-    let told = start(inner, tasks, claim.until, true, report);
-    hear(told, report).await;
-    Ok(())
+/// A pass of the retry job.
+#[derive(Default)]
+pub(crate) struct Pass {
+    /// Only these tasks, whatever their status.
+    pub(crate) ids: Option<Vec<TaskId>>,
+    pub(crate) shard: Option<Shard>,
+    /// Claims nothing more when this is cancelled, and waits for nothing.
+    pub(crate) stop: CancellationToken,
+    /// Hears how each task ended.
+    pub(crate) tell: Option<Box<dyn Fn(TaskId, Told) + Send + Sync>>,
 }
 
-async fn run_all(inner: &Arc<Inner>, report: &mut RunReport) -> Result<()> {
-    // What fails now and is due again at once is the next pass's.
-    let due = inner.clock.now();
-    let limit = inner.task_limit.max(1);
-    pauses::look(inner).await;
-    for source in inner.registry.sources() {
-        if inner.pauses.is_paused(source) {
-            continue;
+impl Pass {
+    pub(crate) async fn run(self, inner: &Arc<Inner>) -> Result<RunReport> {
+        waits::listen(inner);
+        let mut report = RunReport::default();
+        match &self.ids {
+            Some(ids) => self.run_ids(inner, ids, &mut report).await?,
+            None => self.run_all(inner, &mut report).await?,
         }
-        for which in [Which::Innocent, Which::Suspect] {
-            loop {
-                let mut claim = inner.claim(vec![source], limit);
-                claim.now = due;
-                claim.which = which;
-                if which == Which::Suspect {
-                    claim.limit = 1;
-                }
-                let tasks = steadily(|| inner.store.claim(&claim)).await?;
-                let more = tasks.len() >= claim.limit as usize;
-                let told = start(inner, tasks, claim.until, false, report);
-                // Claims are as large as the pool, so that leases are not kept by what only waits.
-                hear(told, report).await;
-                if !more {
-                    break;
+        Ok(report)
+    }
+
+    fn is_over(&self, inner: &Inner) -> bool {
+        self.stop.is_cancelled() || inner.closing.is_cancelled()
+    }
+
+    async fn run_ids(
+        &self,
+        inner: &Arc<Inner>,
+        ids: &[TaskId],
+        report: &mut RunReport,
+    ) -> Result<()> {
+        let ours = |id: &i64| self.shard.is_none_or(|shard| shard.has(*id));
+        for ids in ids.chunks(500) {
+            if self.is_over(inner) {
+                break;
+            }
+            let ids = ids.iter().map(|id| id.0).filter(|id| !inner.held.contains(*id));
+            let ids: Vec<i64> = ids.filter(ours).collect();
+            let mut claim = inner.claim(inner.registry.sources(), ids.len() as u32);
+            claim.ids = Some(ids);
+            let tasks = steadily(|| inner.store.claim(&claim)).await?;
+            self.work_off(inner, tasks, &claim, report).await;
+        }
+        Ok(())
+    }
+
+    async fn run_all(&self, inner: &Arc<Inner>, report: &mut RunReport) -> Result<()> {
+        // What fails now and is due again at once is the next pass's.
+        let due = inner.clock.now();
+        let limit = inner.task_limit.max(1);
+        pauses::look(inner).await;
+        for source in inner.registry.sources() {
+            if inner.pauses.is_paused(source) {
+                continue;
+            }
+            for which in [Which::Innocent, Which::Suspect] {
+                let mut skipped = 0;
+                while !self.is_over(inner) {
+                    let mut claim = inner.claim(vec![source], limit);
+                    claim.now = due;
+                    claim.which = which;
+                    claim.shard = self.shard;
+                    if which == Which::Suspect {
+                        claim.limit = 1;
+                    }
+                    let tasks = steadily(|| inner.store.claim(&claim)).await?;
+                    let more = tasks.len() >= claim.limit as usize;
+                    // Claims are as large as the pool, so that leases are not kept by what only waits.
+                    self.work_off(inner, tasks, &claim, report).await;
+                    if more {
+                        skipped = 0;
+                        continue;
+                    }
+                    // On MySQL, claims of other shares lock rows of this one in passing, and this
+                    // claim has then skipped them.
+                    let left = self.shard.is_some()
+                        && skipped < SKIPS
+                        && steadily(|| inner.store.is_due(&claim)).await?;
+                    if !left {
+                        break;
+                    }
+                    skipped += 1;
+                    tokio::time::sleep(SKIP).await;
                 }
             }
         }
+        Ok(())
     }
-    Ok(())
+
+    async fn work_off(
+        &self,
+        inner: &Arc<Inner>,
+        tasks: Vec<TaskLog>,
+        claim: &Claim,
+        report: &mut RunReport,
+    ) {
+        let ids: Vec<TaskId> = tasks.iter().map(|task| task.id).collect();
+        let told = start(inner, tasks, claim.until, claim.ids.is_some(), report);
+        for (id, told) in ids.into_iter().zip(told) {
+            let told = tokio::select! {
+                told = told => told.unwrap_or(Told::Nothing),
+                () = self.stop.cancelled() => return,
+            };
+            report.count(told);
+            if let Some(tell) = &self.tell {
+                tell(id, told);
+            }
+        }
+    }
 }
 
 pub(super) fn start(
     inner: &Arc<Inner>,
-    tasks: Vec<crate::TaskLog>,
+    tasks: Vec<TaskLog>,
     until: i64,
     by_id: bool,
     report: &mut RunReport,
@@ -153,6 +235,7 @@ pub(super) fn start(
     told
 }
 
+#[cfg(feature = "testing")]
 pub(super) async fn hear(told: Vec<oneshot::Receiver<Told>>, report: &mut RunReport) {
     for told in told {
         report.count(told.await.unwrap_or(Told::Nothing));
@@ -214,7 +297,7 @@ async fn sweep(inner: &Inner) -> Result<()> {
     Ok(())
 }
 
-async fn remove_history(inner: &Inner) -> Result<u64> {
+pub(crate) async fn remove_history(inner: &Inner) -> Result<u64> {
     let kept = [
         (&[Status::Succeeded][..], inner.data_kept),
         (&[Status::Failed, Status::Cancelled][..], inner.failed_kept),

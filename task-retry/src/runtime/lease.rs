@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 
 use super::Inner;
 use super::held::{Hold, Stop};
-use crate::clock::{Millis, ceil_millis};
+use crate::clock::{Millis, UNSURE, ceil_millis};
 use crate::store::{Fault, Store, in_time, sibling, steadily};
 
 /// Leases renewed by one statement.
@@ -58,7 +58,8 @@ async fn run(inner: &Arc<Inner>) {
             // We were stopped, or the database was away: other holders may be late as well.
             inner.let_holders_write();
         }
-        if inner.clock.has_drifted() || synced.elapsed() > SYNC {
+        let unsure = inner.clock.error() > UNSURE;
+        if inner.clock.has_drifted() || unsure || synced.elapsed() > SYNC {
             match limited(inner, store.sync(&inner.clock)).await {
                 Ok(()) => synced = Instant::now(),
                 Err(error) => debug!(%error, "the database's time cannot be read"),
@@ -93,7 +94,10 @@ async fn renew(inner: &Arc<Inner>, store: &Store) -> Result<(), DbErr> {
     while let Some(holds) = batches.pop() {
         let rows: Vec<(i64, i64)> = holds.iter().map(|hold| (hold.id, hold.fence)).collect();
         let until = inner.clock.now() + ceil_millis(inner.lease);
-        let renewed = match limited(inner, renewal(store, &rows, until)).await {
+        failpoint!("renew.before");
+        let renewed = limited(inner, renewal(store, &rows, until)).await;
+        failpoint!("renew.after");
+        let renewed = match renewed {
             // Where locked rows cannot be skipped, the one that keeps the others is found by halves.
             Err(error) if store.optimistic && Fault::of(&error) == Fault::Repeat => {
                 if holds.len() > 1 {

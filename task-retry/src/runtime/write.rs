@@ -365,8 +365,10 @@ async fn insert_keyed(
     while let Some(mut batch) = batches.pop_front() {
         let rows: Vec<NewRow> = batch.iter().map(|insert| insert.row.clone()).collect();
         let now = inner.clock.now();
+        failpoint!("insert.before");
         match in_time(ANSWER, store.insert_keyed(&rows, now)).await {
             Ok(answers) => {
+                failpoint!("insert.after");
                 let again = answer(inner, batch, answers);
                 if !again.is_empty() {
                     batches.push_back(again);
@@ -400,6 +402,7 @@ async fn insert(inner: &Arc<Inner>, store: &Store, inserts: Vec<Insert>) {
         let rows: Vec<NewRow> = batch.iter().map(|insert| insert.row.clone()).collect();
         let now = inner.clock.now();
         let plain = batch.iter().all(|insert| !insert.lost && insert.row.unique_key.is_none());
+        failpoint!("insert.before");
         let result = steadily(|| async {
             match plain {
                 true => in_time(ANSWER, store.insert_plain(&rows, now)).await,
@@ -409,6 +412,7 @@ async fn insert(inner: &Arc<Inner>, store: &Store, inserts: Vec<Insert>) {
         .await;
         let error = match result {
             Ok(answers) => {
+                failpoint!("insert.after");
                 let again = answer(inner, batch, answers);
                 if !again.is_empty() {
                     batches.push(again);
@@ -488,8 +492,10 @@ async fn end(inner: &Arc<Inner>, store: &Store, ends: Vec<End>, limit: Duration)
     while let Some(mut batch) = batches.pop() {
         let rows: Vec<Settlement> = batch.iter().map(|end| end.settlement.clone()).collect();
         let now = inner.clock.now();
+        failpoint!("end.before");
         let error = match steadily(|| in_time(limit, store.settle(&rows, now))).await {
             Ok(landed) => {
+                failpoint!("end.after");
                 for (end, landed) in batch.into_iter().zip(landed) {
                     settled(inner, end, landed);
                 }
