@@ -85,6 +85,24 @@ pub(crate) fn config(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Config, message)
 }
 
+/// What a percent-encoded text stands for; `None` if it is not encoded well.
+#[allow(dead_code)]
+pub(crate) fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        rest = after;
+        if first != b'%' {
+            bytes.push(first);
+            continue;
+        }
+        let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|n| u8::try_from(n).ok());
+        bytes.push(digit(*after.first()?)? * 16 + digit(*after.get(1)?)?);
+        rest = &after[2..];
+    }
+    String::from_utf8(bytes).ok()
+}
+
 /// A message as it goes to a broker.
 ///
 /// [`Message::of`] makes it of a row; a [`MessageAssembler`] may then change it.

@@ -121,7 +121,9 @@ struct NatsBench;
 
 impl NatsBench {
     async fn stream(url: &str) -> async_nats::jetstream::Context {
-        async_nats::jetstream::new(async_nats::connect(url).await.unwrap())
+        let options =
+            async_nats::ConnectOptions::with_user_and_password("tester".into(), "secret".into());
+        async_nats::jetstream::new(options.connect(url).await.unwrap())
     }
 }
 
@@ -149,7 +151,10 @@ impl Bench for NatsBench {
     async fn read(url: &str, topic: &str) -> Vec<Got> {
         let mut stream = Self::stream(url).await.get_stream(topic).await.unwrap();
         let count = stream.info().await.unwrap().state.messages as usize;
-        let config = async_nats::jetstream::consumer::pull::Config::default();
+        let config = async_nats::jetstream::consumer::pull::Config {
+            ack_policy: async_nats::jetstream::consumer::AckPolicy::None,
+            ..Default::default()
+        };
         let consumer = stream.create_consumer(config).await.unwrap();
         let messages = consumer.messages().await.unwrap().take(count);
         messages
@@ -313,12 +318,15 @@ fn topic(what: &str) -> String {
 
 /// Waits until a task has failed, and says all of these words, within its time.
 async fn fails(retry: &TaskRetry, id: TaskId, words: &[&str]) -> TaskLog {
-    within(PATIENCE, &format!("{words:?} is said"), async || {
-        let row = task(retry, id).await;
-        let error = row.last_error.unwrap_or_default();
-        words.iter().all(|word| error.contains(word))
-    })
-    .await;
+    let start = Instant::now();
+    loop {
+        let error = task(retry, id).await.last_error;
+        if error.as_ref().is_some_and(|error| words.iter().all(|word| error.contains(word))) {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(30), "{words:?} is not said, but {error:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let row = task(retry, id).await;
     assert_eq!(row.status, Status::Retrying, "{row:?}");
     assert!(!row.last_error.as_deref().unwrap_or_default().contains("secret"), "{row:?}");

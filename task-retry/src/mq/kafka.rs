@@ -169,7 +169,11 @@ impl ClientContext for Log {
 
     fn error(&self, error: KafkaError, reason: &str) {
         debug!(target: "task_retry::mq", %error, reason, "Kafka");
-        *self.last() = Some(reason.to_owned());
+        let mut last = self.last();
+        // That all are away says less than why one is.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) || last.is_none() {
+            *last = Some(reason.to_owned());
+        }
     }
 }
 

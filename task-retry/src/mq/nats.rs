@@ -5,15 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::{
-    Client, ConnectOptions, Event, HeaderMap, HeaderName, HeaderValue, Request, RequestErrorKind,
-    ServerAddr,
+    Client, ClientError, ConnectOptions, Event, HeaderMap, HeaderName, HeaderValue, Request,
+    RequestErrorKind, ServerAddr,
 };
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
-use super::{Broker, Draft, Message, PublishError, SEND_TIMEOUT, check_timeout, config, strategy};
+use super::{
+    Broker, Draft, Message, PublishError, SEND_TIMEOUT, check_timeout, config, percent_decoded,
+    strategy,
+};
 use crate::{Result, source};
 
 /// A message to a subject of NATS, see [`Nats`].
@@ -38,7 +41,7 @@ pub struct NatsConfig {
 
 impl NatsConfig {
     /// The servers, `nats://host:port`, several with commas between them; `tls://` requires TLS. User
-    /// and password may be in the URL.
+    /// and password, or a token, may be in the URL: `nats://user:password@host`, `nats://token@host`.
     pub fn new(servers: impl Into<String>) -> Self {
         Self {
             servers: servers.into(),
@@ -98,18 +101,42 @@ impl NatsConfig {
         self
     }
 
-    fn addresses(&self) -> Result<Vec<ServerAddr>> {
-        let parsed = self.servers.split(',').map(|server| server.trim().parse().ok());
+    /// The servers, and the options without those of the servers.
+    fn addresses(&self, mut options: ConnectOptions) -> Result<(Vec<ServerAddr>, ConnectOptions)> {
         // The parser's own words would repeat the URL, with its password.
-        parsed.collect::<Option<_>>().ok_or_else(|| {
+        let bad = || {
             config("the servers of NATS are not of the form nats://host:port, with commas between")
-        })
+        };
+        let mut addresses = Vec::new();
+        for server in self.servers.split(',') {
+            let server: ServerAddr = server.trim().parse().map_err(|_| bad())?;
+            if server.host().is_empty() || !["nats", "tls"].contains(&server.scheme()) {
+                return Err(bad());
+            }
+            let decoded = |text: &str| percent_decoded(text).ok_or_else(bad);
+            if let (Some(user), None, None) = (server.username(), &self.user, &self.token) {
+                options = match server.password() {
+                    Some(password) => options.user_and_password(decoded(user)?, decoded(password)?),
+                    None => options.token(decoded(user)?),
+                };
+            }
+            // The client does not use what is before the @, and would log it.
+            let host = match server.host() {
+                host if host.contains(':') => format!("[{host}]"),
+                host => host.to_owned(),
+            };
+            let bare = format!("{}://{host}:{}", server.scheme(), server.port());
+            addresses.push(bare.parse().map_err(|_| bad())?);
+        }
+        Ok((addresses, options))
     }
 
     async fn options(&self) -> Result<ConnectOptions> {
         let mut options = ConnectOptions::new()
             .name("task-retry")
             .retry_on_initial_connect()
+            // So that one which was closed while NATS is away ends; the next message makes another.
+            .max_reconnects(60)
             .connection_timeout(self.send_timeout)
             .ping_interval(Duration::from_secs(10))
             .require_tls(self.require_tls)
@@ -200,6 +227,8 @@ enum State {
     Up,
     /// Why it is not connected.
     Down(String),
+    /// It does not connect any more.
+    Ended,
 }
 
 impl Nats {
@@ -209,10 +238,16 @@ impl Nats {
     /// `Config` if the servers, the time-out or a file that is named are not usable.
     pub async fn connect(config: NatsConfig) -> Result<Self> {
         check_timeout(config.send_timeout)?;
-        let (addresses, options) = (config.addresses()?, config.options().await?);
+        let (addresses, options) = config.addresses(config.options().await?)?;
         let nats = Self(Arc::new(Inner { config, addresses, options, link: Mutex::default() }));
         nats.0.link().await.map_err(|error| super::config(error.reason))?;
         Ok(nats)
+    }
+}
+
+impl Link {
+    fn lives(&self) -> bool {
+        !matches!(*self.state.borrow(), State::Ended)
     }
 }
 
@@ -220,7 +255,7 @@ impl Inner {
     /// The client; a new one after `close`.
     async fn link(&self) -> Result<Link, PublishError> {
         let there = self.link.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(link) = there {
+        if let Some(link) = there.filter(Link::lives) {
             return Ok(link);
         }
         let (sender, state) = watch::channel(State::New);
@@ -231,6 +266,9 @@ impl Inner {
                 Event::Connected => _ = sender.send_replace(State::Up),
                 Event::Disconnected => {
                     _ = sender.send_replace(State::Down("connection lost".into()))
+                }
+                Event::Closed | Event::ClientError(ClientError::MaxReconnects) => {
+                    sender.send_replace(State::Ended);
                 }
                 Event::ClientError(error) => sender.send_modify(|state| {
                     if !matches!(state, State::Up) {
@@ -245,7 +283,8 @@ impl Inner {
         let client = client.map_err(|error| PublishError::new(format!("NATS: {error}")))?;
         let mut slot = self.link.lock().unwrap_or_else(PoisonError::into_inner);
         // Somebody may have been faster.
-        Ok(slot.get_or_insert(Link { client, state }).clone())
+        let faster = slot.take().filter(Link::lives);
+        Ok(slot.insert(faster.unwrap_or(Link { client, state })).clone())
     }
 
     async fn send(&self, message: Message, deadline: Instant) -> Result<(), PublishError> {

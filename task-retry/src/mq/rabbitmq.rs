@@ -14,7 +14,10 @@ use lapin::{
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Broker, Draft, Message, PublishError, SEND_TIMEOUT, check_timeout, config, strategy};
+use super::{
+    Broker, Draft, Message, PublishError, SEND_TIMEOUT, check_timeout, config, percent_decoded,
+    strategy,
+};
 use crate::{Result, source};
 
 /// A message to RabbitMQ: to a routing key of the exchange that was configured, by default to a queue
@@ -242,24 +245,9 @@ impl Route {
     }
 }
 
-/// One part of an address, percent-decoded; `None` if it is not encoded well.
+/// One part of an address.
 fn decoded(part: &str) -> Option<String> {
-    if part.contains('/') {
-        return None;
-    }
-    let mut bytes = Vec::with_capacity(part.len());
-    let mut rest = part.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        rest = after;
-        if first != b'%' {
-            bytes.push(first);
-            continue;
-        }
-        let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|n| u8::try_from(n).ok());
-        bytes.push(digit(*after.first()?)? * 16 + digit(*after.get(1)?)?);
-        rest = &after[2..];
-    }
-    String::from_utf8(bytes).ok()
+    if part.contains('/') { None } else { percent_decoded(part) }
 }
 
 fn short(what: &str, text: &str) -> Result<ShortString, PublishError> {
