@@ -1,180 +1,199 @@
-//! Speed against hand-written SQL and against peers, interleaved in one run.
+//! Speed against hand-written SQL and against peers, interleaved round by round in one run.
+//! `benches/run --help` tells how; docs/performance.md what came out.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+mod compare;
+mod hand_others;
+mod hand_postgres;
+mod ours;
+mod peers;
+mod plans;
+mod report;
+mod tool;
 
-use futures_util::future::join_all;
-use sea_orm::{ConnectionTrait, Database, Statement};
-use sqlx::PgPool;
-use task_retry::{TaskRetry, ThreadPoolParam, enqueue_all, retryable};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Instant;
 
-static RUNS: AtomicU64 = AtomicU64::new(0);
+use compare::{On, Round, Run};
 
-#[retryable(source = 100)]
-async fn noop(number: u64, text: &str) -> Result<(), String> {
-    let _ = (number, text);
-    RUNS.fetch_add(1, Ordering::Relaxed);
-    Ok(())
-}
+const USAGE: &str = "\
+usage: benches/run [OPTION]…
 
-async fn fresh(admin: &str, name: &str) -> String {
-    let db = Database::connect(admin).await.unwrap();
-    let force = if admin.starts_with("postgres") { " with (force)" } else { "" };
-    let _ = db.execute_unprepared(&format!("drop database if exists {name}{force}")).await;
-    db.execute_unprepared(&format!("create database {name}")).await.unwrap();
-    format!("{}/{name}", admin.rsplit_once('/').unwrap().0)
-}
+Measures on private servers that it starts and stops, or on those that TASK_RETRY_TEST_POSTGRES and
+TASK_RETRY_TEST_MARIADB name, and writes docs/performance.md and docs/performance.svg.
 
-async fn ours(url: &str, job: bool) -> TaskRetry {
-    let mut pool = ThreadPoolParam::default();
-    pool.max_pool_size = 500;
-    pool.queue_capacity = 8000;
-    pool.core_pool_size = 8;
-    TaskRetry::builder()
-        .project("bench")
-        .database(url)
-        .thread_pool_param(pool)
-        .task_limit(1000)
-        .job(job)
-        .detached()
-        .start()
-        .await
-        .unwrap()
-}
+  --rounds N   how many rounds (5); in each, everybody works once, in turn
+  --quick      shorter work: for trying things, not for numbers
+  --only NAME  only these comparisons (may be repeated; the names are those of --list); writes no file
+  --list       the names of the comparisons
+  --help       this text";
 
-fn percentile(times: &mut [Duration], p: f64) -> Duration {
-    times.sort();
-    times[((times.len() - 1) as f64 * p) as usize]
-}
-
-async fn lone(url: &str) {
-    let retry = ours(url, true).await;
-    let mut times = Vec::new();
-    for i in 0..1000 {
-        let start = Instant::now();
-        noop(i, "hello world").on(&retry).await.unwrap();
-        times.push(start.elapsed());
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    if let [child_, who, what] = &arguments[..]
+        && child_ == "child"
+    {
+        // In a task of the runtime, as a program's own work would be.
+        let task =
+            runtime.spawn(child(std::env::var("BENCH_URL").unwrap(), who.clone(), what.clone()));
+        return runtime.block_on(task).unwrap();
     }
-    println!("ours lone await p50 {:?} p99 {:?}", percentile(&mut times, 0.5), percentile(&mut times, 0.99));
-    let mut times = Vec::new();
-    RUNS.store(0, Ordering::SeqCst);
-    for i in 0..1000 {
-        let start = Instant::now();
-        noop(i, "hello world").on(&retry).enqueue().await.unwrap();
-        times.push(start.elapsed());
-        while RUNS.load(Ordering::SeqCst) <= i { tokio::task::yield_now().await; }
-        tokio::time::sleep(Duration::from_millis(2)).await;
+    let (mut rounds, mut only) = (5, BTreeSet::new());
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--quick" => unsafe { std::env::set_var("BENCH_QUICK", "1") },
+            "--rounds" => {
+                rounds = arguments.next().and_then(|n| n.parse().ok()).unwrap_or_else(|| usage())
+            }
+            "--only" => _ = only.insert(arguments.next().unwrap_or_else(|| usage())),
+            "--list" => {
+                compare::comparisons()
+                    .iter()
+                    .for_each(|comparison| println!("{}", comparison.name));
+                return;
+            }
+            "--help" => return println!("{USAGE}"),
+            _ => usage(),
+        }
     }
-    println!("ours lone enqueue p50 {:?} p99 {:?}", percentile(&mut times, 0.5), percentile(&mut times, 0.99));
-    retry.shutdown().await.unwrap();
-}
-
-async fn lone_by_hand(url: &str) {
-    let pool = PgPool::connect(url).await.unwrap();
-    let mut conn = pool.acquire().await.unwrap();
-    let mut times = Vec::new();
-    let mut inserts: Vec<Duration> = Vec::new();
-    for i in 0..1000_i64 {
-        let start = Instant::now();
-        sqlx::query("insert into t_sys_mq_resend_log (id, project_name, source, context, fence, locked_by, next_send_time) values ($1, 'bench', 101, $2, 1, 'me', now())")
-            .bind(i + 1).bind(r#"{"number":1,"text":"hello world"}"#).execute(&mut *conn).await.unwrap();
-        inserts.push(start.elapsed());
-        sqlx::query("update t_sys_mq_resend_log set status = 3, locked_by = null, next_send_time = null where id = $1 and fence = 1 and locked_by = 'me'")
-            .bind(i + 1).execute(&mut *conn).await.unwrap();
-        times.push(start.elapsed());
+    let mut comparisons = compare::comparisons();
+    let write = only.is_empty();
+    comparisons.retain(|comparison| only.is_empty() || only.contains(comparison.name));
+    let servers: BTreeMap<On, String> =
+        On::ALL.into_iter().filter_map(|on| Some((on, server(on)?))).collect();
+    comparisons.retain(|comparison| {
+        let has = servers.contains_key(&comparison.ours.0.0);
+        if !has {
+            eprintln!("left out, no server: {} ({})", comparison.text, comparison.ours.0.0.name());
+        }
+        has
+    });
+    let mut runs: Vec<Run> = Vec::new();
+    for run in comparisons.iter().flat_map(compare::Comparison::runs) {
+        if !runs.contains(&run) {
+            runs.push(run);
+        }
     }
-    let mut alone = Vec::new();
-    for i in 0..1000_i64 {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-        let start = Instant::now();
-        sqlx::query("insert into t_sys_mq_resend_log (id, project_name, source, context, fence, locked_by, next_send_time, status) values ($1, 'bench', 101, $2, 1, 'me', now(), 3)")
-            .bind(i + 10_001).bind(r#"{"number":1,"text":"hello world"}"#).execute(&mut *conn).await.unwrap();
-        alone.push(start.elapsed());
+    let start = Instant::now();
+    let (mut all, mut notes) = (Vec::new(), BTreeMap::new());
+    for number in 0..rounds {
+        let mut round = Round::new();
+        // Nobody always comes first.
+        let turn: Vec<&Run> =
+            if number % 2 == 0 { runs.iter().collect() } else { runs.iter().rev().collect() };
+        for run in turn {
+            eprint!("round {} of {rounds}: {} {} on {} …", number + 1, run.1, run.2, run.0.name());
+            match run_child(&runtime, &servers[&run.0], run) {
+                Ok((numbers, note)) => {
+                    let told: Vec<_> =
+                        numbers.iter().map(|(name, value)| format!("{name} {value:.1}")).collect();
+                    eprintln!(" {}", told.join(", "));
+                    if !note.is_empty() {
+                        notes.insert(format!("{} {} on {}", run.1, run.2, run.0.name()), note);
+                    }
+                    round.insert((run.0, run.1.to_owned(), run.2.to_owned()), numbers);
+                }
+                Err(problem) => eprintln!(" FAILED: {problem}"),
+            }
+        }
+        all.push(round);
     }
-    println!("hand lone insert with pauses p50 {:?}", percentile(&mut alone, 0.5));
-    println!("hand lone insert+update p50 {:?}, insert p50 {:?}", percentile(&mut times, 0.5), percentile(&mut inserts, 0.5));
-}
-
-async fn many(url: &str, callers: u64) {
-    let retry = ours(url, true).await;
-    let start = Instant::now();
-    let until = start + Duration::from_secs(3);
-    let done = AtomicU64::new(0);
-    join_all((0..callers).map(|_| async {
-        while Instant::now() < until {
-            noop(1, "hello world").on(&retry).await.unwrap();
-            done.fetch_add(1, Ordering::Relaxed);
-        }
-    }))
-    .await;
-    println!("ours {callers} callers: {:.0}/s", done.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64());
-    retry.shutdown().await.unwrap();
-}
-
-async fn drain(url: &str) {
-    let retry = ours(url, false).await;
-    let start = Instant::now();
-    let calls: Vec<_> = (0..50_000).map(|i| noop(i, "hello world").on(&retry)).collect();
-    println!("  prepare 50000: {:?}", start.elapsed());
-    let start = Instant::now();
-    enqueue_all(calls).await.unwrap();
-    println!("ours enqueue_all 50000: {:.0}/s", 50_000.0 / start.elapsed().as_secs_f64());
-    retry.shutdown().await.unwrap();
-    let db = Database::connect(url).await.unwrap();
-    let _ = db.execute_unprepared("analyze").await;
-    RUNS.store(0, Ordering::SeqCst);
-    let start = Instant::now();
-    let retry = ours(url, true).await;
-    loop {
-        let open: i64 = if RUNS.load(Ordering::SeqCst) < 50_000 { 1 } else {
-            db.query_one_raw(Statement::from_string(db.get_database_backend(), "select count(*) from t_sys_mq_resend_log where status in (0,1,5)")).await.unwrap().unwrap().try_get_by_index(0).unwrap()
-        };
-        if open == 0 { break; }
-        tokio::time::sleep(Duration::from_millis(2)).await;
+    eprintln!("{rounds} rounds took {} s", start.elapsed().as_secs());
+    let versions: Vec<(On, String)> =
+        servers.iter().map(|(on, url)| (*on, runtime.block_on(tool::version(url)))).collect();
+    let report = report::Report {
+        comparisons: &comparisons,
+        rounds: &all,
+        notes: &notes,
+        versions: &versions,
+    };
+    println!("{}", report.table());
+    if write {
+        let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/performance");
+        report.write_into(&format!("{docs}.md"));
+        std::fs::write(format!("{docs}.svg"), report.chart()).unwrap();
     }
-    println!("ours drain 50000: {:.0}/s", 50_000.0 / start.elapsed().as_secs_f64());
-    retry.shutdown().await.unwrap();
 }
 
-async fn sustained(url: &str) {
-    let retry = ours(url, true).await;
-    RUNS.store(0, Ordering::SeqCst);
-    let start = Instant::now();
-    let until = start + Duration::from_secs(5);
-    join_all((0..512).map(|_| async {
-        while Instant::now() < until {
-            noop(1, "hello world").on(&retry).enqueue().await.unwrap();
-        }
-    }))
-    .await;
-    retry.shutdown().await.unwrap();
-    println!("ours sustained: {:.0}/s", RUNS.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64());
+fn usage() -> ! {
+    eprintln!("{USAGE}");
+    std::process::exit(2);
 }
 
-#[tokio::main]
-async fn main() {
-    let which = std::env::args().nth(1).unwrap_or_default();
-    let server = std::env::args().nth(2).unwrap_or("POSTGRES".into());
-    let admin = std::env::var(format!("TASK_RETRY_TEST_{server}")).unwrap_or_default();
-    for round in 0..2 {
-        println!("round {round}");
-        let url = if admin.is_empty() {
-            for end in ["", "-wal", "-shm"] { let _ = std::fs::remove_file(format!("/tmp/bench.db{end}")); }
-            "sqlite:///tmp/bench.db?mode=rwc".to_owned()
-        } else { fresh(&admin, "bench").await };
-        if which.is_empty() || which == "lone" {
-            let (a, b) = (url.clone(), url.clone());
-            tokio::spawn(async move { lone(&a).await }).await.unwrap();
-            if server == "POSTGRES" { tokio::spawn(async move { lone_by_hand(&b).await }).await.unwrap(); }
+fn server(on: On) -> Option<String> {
+    match on {
+        On::Postgres => std::env::var("TASK_RETRY_TEST_POSTGRES").ok(),
+        On::Mariadb => std::env::var("TASK_RETRY_TEST_MARIADB").ok(),
+        On::Sqlite => Some("sqlite://".to_owned()),
+    }
+}
+
+/// A child on a fresh database: what it tells.
+fn run_child(
+    runtime: &tokio::runtime::Runtime,
+    admin: &str,
+    run: &Run,
+) -> Result<(BTreeMap<String, f64>, String), String> {
+    let name = format!("bench_{}", std::process::id());
+    let url = runtime.block_on(tool::fresh(admin, &name));
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["child", run.1, run.2])
+        .env("BENCH_URL", &url)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        // With its second process, if it has one.
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let out = BufReader::new(child.stdout.take().unwrap());
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        out.lines().map_while(Result::ok).try_for_each(|line| tell.send(line))
+    });
+    let end = Instant::now() + compare::limit(run);
+    let (mut numbers, mut note) = (BTreeMap::new(), String::new());
+    let timely = loop {
+        match told.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                if let Some(number) = line.strip_prefix("@ ") {
+                    let (name, value) = number.split_once(' ').unwrap();
+                    numbers.insert(name.to_owned(), value.parse().unwrap());
+                } else if let Some(line) = line.strip_prefix("# ") {
+                    note += line;
+                    note.push('\n');
+                }
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => break true,
+            Err(mpsc::RecvTimeoutError::Timeout) => break false,
         }
-        if which.is_empty() || which == "many" {
-            many(&url, 256).await;
-        }
-        if which.is_empty() || which == "drain" {
-            drain(&url).await;
-        }
-        if which.is_empty() || which == "sustained" {
-            sustained(&url).await;
-        }
+    };
+    if !timely {
+        let group = format!("-{}", child.id());
+        let _ = Command::new("kill").args(["-s", "KILL", "--", &group]).status();
+    }
+    let status = child.wait().unwrap();
+    runtime.block_on(tool::remove(admin, &name));
+    match (timely, status.success()) {
+        (false, _) => Err("took too long".to_owned()),
+        (_, false) => Err(status.to_string()),
+        _ => Ok((numbers, note)),
+    }
+}
+
+async fn child(url: String, who: String, what: String) {
+    match who.as_str() {
+        "ours" => ours::child(&url, &what).await,
+        "hand" if !url.starts_with("postgres") => hand_others::child(&url, &what).await,
+        "hand" => hand_postgres::child(&url, &what).await,
+        "dbos" => peers::dbos::child(&url, &what).await,
+        "graphile_worker" => peers::graphile::child(&url, &what).await,
+        "riverqueue" => peers::river::child(&url, &what).await,
+        "ruststream-lock" | "ruststream-lease" => peers::ruststream::child(&url, &who, &what).await,
+        _ => panic!("unknown contestant {who}"),
     }
 }

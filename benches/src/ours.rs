@@ -1,0 +1,401 @@
+//! task-retry. Whatever is awaited is answered when its success is committed; an `enqueue` when its
+//! row is. Workers write successes behind, within milliseconds.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use sea_orm::{ConnectionTrait, Statement};
+use sqlx::{Connection, PgConnection};
+use task_retry::{TaskRetry, ThreadPoolParam, enqueue_all, retryable};
+
+use crate::tool::*;
+
+static RUNS: AtomicU64 = AtomicU64::new(0);
+static TIMES: std::sync::Mutex<Vec<Duration>> = std::sync::Mutex::new(Vec::new());
+
+#[retryable(source = 100)]
+async fn noop(number: u64, text: &str) -> Result<(), String> {
+    let _ = (number, text);
+    RUNS.fetch_add(1, Relaxed);
+    Ok(())
+}
+
+/// Notes how long ago it was enqueued.
+#[retryable(source = 101)]
+async fn timed(sent: u64) -> Result<(), String> {
+    TIMES.lock().unwrap().push(Duration::from_nanos(nanos().saturating_sub(sent)));
+    RUNS.fetch_add(1, Relaxed);
+    Ok(())
+}
+
+async fn start(url: &str, job: bool) -> TaskRetry {
+    let mut pool = ThreadPoolParam::default();
+    pool.max_pool_size = 500;
+    pool.queue_capacity = 4000;
+    pool.core_pool_size = 10;
+    TaskRetry::builder()
+        .project("bench")
+        .database(url)
+        .thread_pool_param(pool)
+        .task_limit(1000)
+        .job(job)
+        .detached()
+        .start()
+        .await
+        .unwrap()
+}
+
+pub async fn child(url: &str, what: &str) {
+    let (what, number) = what.split_once(':').unwrap_or((what, "0"));
+    let number: u64 = number.parse().unwrap();
+    match what {
+        "lone" => lone(url).await,
+        "lone-enqueue" => lone_enqueue(url).await,
+        "awaited" => awaited(url, number).await,
+        "drain" => drain(url, number).await,
+        "sustained" => sustained(url, number).await,
+        "two" => two(url, number).await,
+        "producer" => producer(url, number, seconds(20, 5)).await,
+        "snapshot-producer" => producer(url, number, snapshot_times().0).await,
+        "bulk" => bulk(url, number).await,
+        "latency" => latency(url).await,
+        "latency-other" => latency_other(url).await,
+        "latency-sender" => latency_sender(url).await,
+        "snapshot" => snapshot(url, number).await,
+        "memory" => memory(url, number).await,
+        "claim" => claim(url, number).await,
+        _ => panic!("unknown work {what}"),
+    }
+}
+
+async fn lone(url: &str) {
+    let retry = start(url, true).await;
+    let mut times = Vec::new();
+    for i in 0..1400 {
+        if i == 400 {
+            settle(url).await;
+            times.clear();
+        }
+        let start = Instant::now();
+        noop(i, TEXT).on(&retry).await.unwrap();
+        times.push(start.elapsed());
+    }
+    metric("p50_us", percentile(&mut times, 0.5));
+    metric("p99_us", percentile(&mut times, 0.99));
+    retry.shutdown().await.unwrap();
+}
+
+async fn lone_enqueue(url: &str) {
+    let retry = start(url, true).await;
+    let mut times = Vec::new();
+    for i in 0..600 {
+        if i == 200 {
+            settle(url).await;
+            times.clear();
+        }
+        let start = Instant::now();
+        noop(i, TEXT).on(&retry).enqueue().await.unwrap();
+        times.push(start.elapsed());
+        until(&RUNS, i + 1).await;
+        tokio::time::sleep(Duration::from_millis(4)).await;
+    }
+    metric("p50_us", percentile(&mut times, 0.5));
+    metric("p99_us", percentile(&mut times, 0.99));
+    retry.shutdown().await.unwrap();
+}
+
+async fn awaited(url: &str, count: u64) {
+    let retry = start(url, true).await;
+    let runtime = retry.clone();
+    measure_callers(url, count, move |i| {
+        let call = noop(i, TEXT).on(&runtime);
+        async move { call.await.unwrap() }
+    })
+    .await;
+    retry.shutdown().await.unwrap();
+}
+
+async fn open(url: &str) -> u64 {
+    let db = connect(url).await;
+    let sql = "select count(*) from t_sys_mq_resend_log where status in (0, 1, 5)";
+    let sql = Statement::from_string(db.get_database_backend(), sql);
+    let row = db.query_one_raw(sql).await.unwrap().unwrap();
+    let count: i64 = row.try_get_by_index(0).unwrap();
+    db.close().await.unwrap();
+    count as u64
+}
+
+/// Waits until no row is open.
+async fn all_ended(url: &str) {
+    while open(url).await > 0 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+async fn store(retry: &TaskRetry, count: u64) {
+    for start in (0..count).step_by(10_000) {
+        let calls: Vec<_> =
+            (start..count.min(start + 10_000)).map(|i| noop(i, TEXT).on(retry)).collect();
+        enqueue_all(calls).await.unwrap();
+    }
+}
+
+/// The rows are due, their source is paused; the time runs from its resumption to the last commit.
+async fn drain(url: &str, count: u64) {
+    let retry = start(url, true).await;
+    store(&retry, 2000).await;
+    all_ended(url).await;
+    let sources = retry.sources();
+    sources.pause(100).await.unwrap();
+    RUNS.store(0, Relaxed);
+    store(&retry, count).await;
+    settle(url).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let start = Instant::now();
+    sources.resume(100).await.unwrap();
+    until(&RUNS, count).await;
+    all_ended(url).await;
+    metric("rate", count as f64 / start.elapsed().as_secs_f64());
+    retry.shutdown().await.unwrap();
+}
+
+/// Enqueues for a time, by this many callers; returns how many.
+async fn enqueue(retry: &TaskRetry, count: u64, time: Duration) -> u64 {
+    let retry = retry.clone();
+    let call = move |i| {
+        let call = noop(i, TEXT).on(&retry);
+        async move {
+            call.enqueue().await.unwrap();
+        }
+    };
+    callers(count, Instant::now() + time, call).await.len() as u64
+}
+
+async fn sustained(url: &str, callers: u64) {
+    let retry = start(url, true).await;
+    enqueue(&retry, callers, Duration::from_secs(1)).await;
+    all_ended(url).await;
+    settle(url).await;
+    RUNS.store(0, Relaxed);
+    let start = Instant::now();
+    let count = enqueue(&retry, callers, seconds(20, 5)).await;
+    until(&RUNS, count).await;
+    all_ended(url).await;
+    metric("rate", count as f64 / start.elapsed().as_secs_f64());
+    retry.shutdown().await.unwrap();
+}
+
+/// This process works; another one enqueues.
+async fn two(url: &str, callers: u64) {
+    let retry = start(url, true).await;
+    let (second, warm) = Second::start("ours", &format!("producer:{callers}")).number().await;
+    until(&RUNS, warm as u64).await;
+    all_ended(url).await;
+    settle(url).await;
+    let (second, _) = second.go().number().await;
+    let start = Instant::now();
+    let (second, count) = second.number().await;
+    let stored = start.elapsed();
+    until(&RUNS, (warm + count) as u64).await;
+    all_ended(url).await;
+    metric("rate", count / start.elapsed().as_secs_f64());
+    metric("stored", count / stored.as_secs_f64());
+    second.end();
+    retry.shutdown().await.unwrap();
+}
+
+async fn producer(url: &str, callers: u64, time: Duration) {
+    let retry = start(url, false).await;
+    metric("warm", enqueue(&retry, callers, Duration::from_secs(1)).await as f64);
+    wait_for_go();
+    metric("start", 0.0);
+    metric("count", enqueue(&retry, callers, time).await as f64);
+    retry.shutdown().await.unwrap();
+}
+
+async fn bulk(url: &str, count: u64) {
+    let retry = start(url, false).await;
+    store(&retry, 2000).await;
+    settle(url).await;
+    let start = Instant::now();
+    let calls: Vec<_> = (0..count).map(|i| noop(i, TEXT).on(&retry)).collect();
+    enqueue_all(calls).await.unwrap();
+    metric("rate", count as f64 / start.elapsed().as_secs_f64());
+    retry.shutdown().await.unwrap();
+}
+
+/// How many single tasks a latency is taken of.
+const SINGLE: u64 = 300;
+
+/// Enqueues one after another, with pauses in which nothing happens.
+async fn send_singly(retry: &TaskRetry) {
+    for i in 0..SINGLE {
+        timed(nanos()).on(retry).enqueue().await.unwrap();
+        // Not in step with anything.
+        tokio::time::sleep(Duration::from_micros(12_000 + i * 7919 % 16_000)).await;
+    }
+}
+
+fn tell_times() {
+    let mut times = std::mem::take(&mut *TIMES.lock().unwrap());
+    times.drain(..20);
+    metric("p50_us", percentile(&mut times, 0.5));
+    metric("p99_us", percentile(&mut times, 0.99));
+}
+
+async fn latency(url: &str) {
+    let retry = start(url, true).await;
+    store(&retry, 2000).await;
+    all_ended(url).await;
+    settle(url).await;
+    RUNS.store(0, Relaxed);
+    send_singly(&retry).await;
+    until(&RUNS, SINGLE).await;
+    tell_times();
+    retry.shutdown().await.unwrap();
+}
+
+async fn latency_other(url: &str) {
+    let retry = start(url, true).await;
+    store(&retry, 2000).await;
+    all_ended(url).await;
+    settle(url).await;
+    RUNS.store(0, Relaxed);
+    let second = Second::start("ours", "latency-sender");
+    until(&RUNS, SINGLE).await;
+    tell_times();
+    second.end();
+    retry.shutdown().await.unwrap();
+}
+
+async fn latency_sender(url: &str) {
+    let retry = start(url, false).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    send_singly(&retry).await;
+    retry.shutdown().await.unwrap();
+}
+
+/// Somebody's transaction with an old snapshot stays open while another process enqueues and this one
+/// works.
+async fn snapshot(url: &str, callers: u64) {
+    let retry = start(url, true).await;
+    let (second, warm) =
+        Second::start("ours", &format!("snapshot-producer:{callers}")).number().await;
+    until(&RUNS, warm as u64).await;
+    all_ended(url).await;
+    settle(url).await;
+    let mut old = PgConnection::connect(url).await.unwrap();
+    for sql in ["begin isolation level repeatable read", "select count(*) from t_sys_mq_resend_log"]
+    {
+        sqlx::query(sql).execute(&mut old).await.unwrap();
+    }
+    let (second, _) = second.go().number().await;
+    let (whole, part) = snapshot_times();
+    let (start, before) = (Instant::now(), RUNS.load(Relaxed));
+    tokio::time::sleep(part).await;
+    let first = (RUNS.load(Relaxed) - before) as f64 / part.as_secs_f64();
+    tokio::time::sleep((whole - part).saturating_sub(start.elapsed())).await;
+    let (start, before) = (Instant::now(), RUNS.load(Relaxed));
+    tokio::time::sleep(part).await;
+    let last = (RUNS.load(Relaxed) - before) as f64 / start.elapsed().as_secs_f64();
+    metric("first", first);
+    metric("last", last);
+    old.close().await.unwrap();
+    let (second, _) = second.number().await;
+    second.end();
+    retry.shutdown().await.unwrap();
+}
+
+fn snapshot_times() -> (Duration, Duration) {
+    (seconds(60, 15), seconds(10, 5))
+}
+
+/// A backlog of this many due rows, worked on for a while.
+async fn memory(url: &str, count: u64) {
+    let retry = start(url, false).await;
+    store(&retry, 1).await;
+    let db = connect(url).await;
+    let fill = format!(
+        "insert into t_sys_mq_resend_log (id, project_name, source, context, next_send_time, task_name) \
+         select g, 'bench', 100, (select context from t_sys_mq_resend_log limit 1), \
+         now() - interval '1 hour', 'noop' from generate_series(1, {count}) g"
+    );
+    db.execute_unprepared(&fill).await.unwrap();
+    settle(url).await;
+    retry.shutdown().await.unwrap();
+    let before = peak_memory();
+    let retry = start(url, true).await;
+    tokio::time::sleep(seconds(10, 5)).await;
+    metric("peak_mb", peak_memory());
+    metric("before_mb", before);
+    metric("runs", RUNS.load(Relaxed) as f64);
+    retry.shutdown().await.unwrap();
+}
+
+/// Claims of 50 rows, as the server itself times and counts them, beside this many thousand finished
+/// and as many future rows.
+async fn claim(url: &str, thousands: u64) {
+    let retry = start(url, false).await;
+    store(&retry, 1).await;
+    let db = connect(url).await;
+    let rows = thousands * 1000;
+    let fill = |from: u64, count: u64, status: u64, next: &str| {
+        format!(
+            "insert into t_sys_mq_resend_log \
+             (id, project_name, source, context, status, next_send_time, task_name) \
+             select g, 'bench', 100, (select context from t_sys_mq_resend_log limit 1), {status}, \
+             {next}, 'noop' from generate_series({from}, {from} + {count} - 1) g"
+        )
+    };
+    for sql in [
+        fill(1, rows, 3, "null"),
+        fill(10_000_001, rows, 1, "now() + interval '1 day' + g * interval '1 millisecond'"),
+        fill(20_000_001, 5000, 0, "now() - interval '1 minute' + (g % 10000) * interval '1 ms'"),
+        "vacuum analyze".to_owned(),
+        "checkpoint".to_owned(),
+        format!("alter database {} set session_preload_libraries = 'auto_explain'", name(url)),
+    ] {
+        db.execute_unprepared(&sql).await.unwrap();
+    }
+    for (setting, value) in [
+        ("log_min_duration", "0"),
+        ("log_level", "notice"),
+        ("log_analyze", "on"),
+        ("log_timing", "off"),
+        ("log_buffers", "on"),
+    ] {
+        let set = format!("alter database {} set auto_explain.{setting} = '{value}'", name(url));
+        db.execute_unprepared(&set).await.unwrap();
+    }
+    retry.shutdown().await.unwrap();
+    let plans = crate::plans::listen();
+    let retry =
+        TaskRetry::builder().project("bench").database(url).job(false).detached().migrate(false);
+    let retry = retry.start().await.unwrap();
+    retry.run_due(None).await.unwrap();
+    retry.shutdown().await.unwrap();
+    let mut times: Vec<Duration> = Vec::new();
+    let mut buffers = Vec::new();
+    let mut shown = None;
+    for plan in plans.lock().unwrap().drain(..) {
+        if !plan.contains("set fence = t.fence + 1") || !plan.contains("rows=50 loops") {
+            continue;
+        }
+        let duration = plan.split("duration: ").nth(1).unwrap().split(' ').next().unwrap();
+        times.push(Duration::from_secs_f64(duration.parse::<f64>().unwrap() / 1000.0));
+        let hits = plan.split("shared hit=").nth(1).unwrap_or("0");
+        let hits: String = hits.chars().take_while(char::is_ascii_digit).collect();
+        buffers.push(Duration::from_micros(hits.parse().unwrap()));
+        shown = Some(plan);
+    }
+    metric("claims", times.len() as f64);
+    metric("p50_us", percentile(&mut times, 0.5));
+    metric("pages", percentile(&mut buffers, 0.5));
+    if let Some(plan) = shown {
+        note(plan.split_once(" plan:").map_or(plan.as_str(), |(_, plan)| plan.trim()));
+    }
+}
+
+fn name(url: &str) -> &str {
+    url.rsplit_once('/').unwrap().1
+}
