@@ -29,8 +29,9 @@ impl tracing::Subscriber for Listener {
         impl Visit for Message {
             fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
                 if field.name() == "message" {
-                    // Debug of the text as it is would be the text itself; of a string it has escapes.
-                    self.0 = format!("{value:?}").replace("\\n", "\n").replace("\\t", "\t");
+                    // It comes quoted.
+                    let text = format!("{value:?}").replace("\\n", "\n").replace("\\t", "\t");
+                    self.0 = text.trim_matches('"').to_owned();
                 }
             }
         }

@@ -122,12 +122,24 @@ impl Report<'_> {
             ),
             _ => writeln!(
                 out,
-                "{}: {} | {least:.2} – **{median:.2}** – {most:.2} | {} | {met} |",
+                "{}{}: {} | {least:.2} – **{median:.2}** – {most:.2} | {} | {met} |",
                 comparison.other,
+                self.which(&comparison.of),
                 show(other, metric),
                 goal(&|value| format!("{value}×")),
             ),
         };
+    }
+
+    /// Who the best of many is.
+    fn which(&self, of: &Of) -> String {
+        let Of::Best(numbers) = of else { return String::new() };
+        let median = |number: &Number| {
+            let values = self.rounds.iter().filter_map(|round| number.of(round)).collect();
+            spread(values).map_or(0.0, |spread| spread[1])
+        };
+        let best = numbers.iter().max_by(|a, b| median(a).total_cmp(&median(b)));
+        best.map_or_else(String::new, |best| format!(" ({})", best.0.1))
     }
 
     /// Puts the table between the marks of a file.

@@ -49,9 +49,6 @@ pub async fn connect(url: &str) -> DatabaseConnection {
 
 /// Statistics and visibility as they are in a table that has been in use, and no checkpoint soon.
 pub async fn settle(url: &str) {
-    if std::env::var_os("BENCH_NOSETTLE").is_some() {
-        return;
-    }
     let db = connect(url).await;
     if url.starts_with("postgres") {
         db.execute_unprepared("vacuum analyze").await.unwrap();
