@@ -43,7 +43,8 @@ impl Alone {
     async fn get() -> Option<Self> {
         let address = broker(NAME_SERVER)?;
         let guard = SERVERS.write().await;
-        let (broker, name_server) = (Server::shared("rocketmq")?, Server::shared("rocketmq-namesrv")?);
+        let (broker, name_server) =
+            (Server::shared("rocketmq")?, Server::shared("rocketmq-namesrv")?);
         let alone = Self { broker, name_server, address, _guard: guard };
         alone.works().await;
         Some(alone)
@@ -71,7 +72,8 @@ async fn message() -> TaskLog {
     let db = TestDb::create(Kind::Sqlite).await.unwrap();
     let nobody = RocketMq::connect(config("127.0.0.1:1")).await.unwrap();
     let retry = db.builder().job(false).strategy(nobody).start().await.unwrap();
-    let stored = retry.submit(Task::new(source::ROCKET_MQ).topic("t").context("body")).await.unwrap();
+    let stored =
+        retry.submit(Task::new(source::ROCKET_MQ).topic("t").context("body")).await.unwrap();
     let log = task(&retry, stored.id()).await;
     retry.shutdown().await.unwrap();
     if let Ok(db) = Arc::try_unwrap(Arc::new(db)) {
@@ -146,12 +148,14 @@ async fn consume(
     tags: &str,
     enough: impl Fn(&[Received]) -> bool,
 ) -> Vec<Received> {
-    let plan = RuntimeConfig { worker_threads: 1, thread_name: "consumer".into(), ..Default::default() };
+    let plan =
+        RuntimeConfig { worker_threads: 1, thread_name: "consumer".into(), ..Default::default() };
     let owner = RuntimeOwner::plan(plan).unwrap().build().unwrap();
     let telemetry = TelemetryRuntimeGuard::noop();
     let context = owner.root_context().component("consumer");
     let client =
-        ClientRuntime::try_new(context, ClientRuntimeConfig::default(), telemetry.handle()).unwrap();
+        ClientRuntime::try_new(context, ClientRuntimeConfig::default(), telemetry.handle())
+            .unwrap();
     let consumer = DefaultMQPullConsumer::builder(client.clone())
         .consumer_group(format!("group-{:08x}", fastrand::u32(..)))
         .name_server_addr(address)
@@ -200,7 +204,8 @@ async fn both_lines_arrive() {
         let retry = start(&db, config(&address)).await;
         let topic = topic("my-topic");
         // The starter's line, then the typed one.
-        let untyped = Task::new(source::ROCKET_MQ).topic(&topic).key("20221213660896").context("objMsg");
+        let untyped =
+            Task::new(source::ROCKET_MQ).topic(&topic).key("20221213660896").context("objMsg");
         let untyped = retry.submit(untyped).await.unwrap().id();
         becomes(&retry, untyped, Status::Succeeded).await;
         mq::rocketmq(format!("{topic}:paid")).key("key1").send(&[1, 2]).on(&retry).await.unwrap();
@@ -210,7 +215,10 @@ async fn both_lines_arrive() {
         assert_eq!(received.len(), 3, "{received:?}");
         let of = |body: &str| received.iter().find(|message| message.body == body).expect(body);
         let first = of("objMsg");
-        assert_eq!((first.key.as_str(), first.tag.as_str(), first.queue), ("20221213660896", "", 2));
+        assert_eq!(
+            (first.key.as_str(), first.tag.as_str(), first.queue),
+            ("20221213660896", "", 2)
+        );
         assert_eq!(first.properties["task-id"], untyped.to_string());
         let second = of("[1,2]");
         assert_eq!((second.key.as_str(), second.tag.as_str(), second.queue), ("key1", "paid", 2));
@@ -460,7 +468,8 @@ async fn nothing_is_lost_when_the_broker_is_killed() {
         };
         let kills = async {
             for after in [1500, 6000] {
-                let sent = async || retry.tasks().count(Filter::all().status(Status::Succeeded)).await;
+                let sent =
+                    async || retry.tasks().count(Filter::all().status(Status::Succeeded)).await;
                 within(Duration::from_secs(60), "some are sent", async || {
                     sent().await.unwrap() >= after
                 })
@@ -530,11 +539,15 @@ async fn who_waits_for_each_message_keeps_the_order_of_a_key() {
             messages.sort_by_key(|message| message.offset);
             let place = |message: &Received| (message.queue, message.offset, message.body.clone());
             let places: Vec<_> = messages.iter().map(place).collect();
-            assert!(messages.iter().all(|message| message.queue == messages[0].queue), "{places:?}");
+            assert!(
+                messages.iter().all(|message| message.queue == messages[0].queue),
+                "{places:?}"
+            );
             let mut seen = HashSet::new();
             let firsts = messages.iter().filter(|message| seen.insert(message.body.clone()));
-            let order: Vec<usize> =
-                firsts.map(|message| message.body.split_once('/').unwrap().1.parse().unwrap()).collect();
+            let order: Vec<usize> = firsts
+                .map(|message| message.body.split_once('/').unwrap().1.parse().unwrap())
+                .collect();
             assert_eq!(order, (0..EACH).collect::<Vec<_>>(), "{key}");
         }
     })

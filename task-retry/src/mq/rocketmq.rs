@@ -162,9 +162,11 @@ impl RocketMqConfig {
                 "RocketMQ: a send time-out of {time:?} is not between 10 ms and 10 minutes"
             ));
         }
-        if self.credentials.as_ref().is_some_and(|(access, secret)| {
-            access.trim().is_empty() || secret.trim().is_empty()
-        }) {
+        if self
+            .credentials
+            .as_ref()
+            .is_some_and(|(access, secret)| access.trim().is_empty() || secret.trim().is_empty())
+        {
             return error("RocketMQ: access key and secret key must not be empty".to_owned());
         }
         match &self.tls_ca {
@@ -261,8 +263,11 @@ impl RocketMq {
             // Without one the client panics where both of rustls' providers are compiled.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
-        let broker =
-            Self(Arc::new(Inner { config, current: Mutex::default(), retired: TaskTracker::new() }));
+        let broker = Self(Arc::new(Inner {
+            config,
+            current: Mutex::default(),
+            retired: TaskTracker::new(),
+        }));
         let _ = broker.0.current(); // made in the background
         Ok(broker)
     }
@@ -324,8 +329,9 @@ impl Outgoing {
         let headers = headers.chain([("task-id", id.as_str())]);
         let mut texts = vec![("tag", tag), ("key", message.key.as_str())];
         texts.extend(headers.clone());
-        if let Some((name, _)) =
-            texts.iter().find(|(name, value)| name.contains(SEPARATORS) || value.contains(SEPARATORS))
+        if let Some((name, _)) = texts
+            .iter()
+            .find(|(name, value)| name.contains(SEPARATORS) || value.contains(SEPARATORS))
         {
             return refuse(format!(
                 "the {name} has a character U+0001 or U+0002, which RocketMQ keeps to itself"
@@ -424,7 +430,8 @@ impl Inner {
         let began = Instant::now();
         let left = deadline.saturating_duration_since(began).as_millis();
         let left = u64::try_from(left).unwrap_or(u64::MAX).max(1);
-        let (sent, remark) = match timeout_at(deadline, turn.client.send(message, hash, left)).await {
+        let (sent, remark) = match timeout_at(deadline, turn.client.send(message, hash, left)).await
+        {
             Ok(answer) => answer,
             Err(_) => {
                 turn.client.timed_out(began);
