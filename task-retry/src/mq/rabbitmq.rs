@@ -327,24 +327,36 @@ impl Inner {
     }
 
     async fn send(&self, message: &Message, route: &Route) -> Result<(), PublishError> {
-        let link = self.link().await.map_err(|error| {
-            let place = self.place();
-            PublishError::new(format!("cannot connect to RabbitMQ at {place}: {}", words(&error)))
-        })?;
-        link.find(&route.exchange).await?;
-        let started = Instant::now();
-        let mut silent = Silent { link: &link, started, over: false };
-        let confirmed = link.publish(message, route).await;
-        silent.over = true;
-        match confirmed {
-            Ok(confirmation) => {
-                *link.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-                judged(confirmation, route)
+        let mut again = false;
+        loop {
+            let link = self.link().await.map_err(|error| {
+                let place = self.place();
+                PublishError::new(format!(
+                    "cannot connect to RabbitMQ at {place}: {}",
+                    words(&error)
+                ))
+            })?;
+            let mut silent = Silent { link: &link, started: Instant::now(), over: false };
+            let sent = async {
+                link.find(&route.exchange).await?;
+                Ok(link.publish(message, route).await)
+            };
+            let sent = sent.await;
+            silent.over = true;
+            match sent? {
+                Ok(confirmation) => {
+                    link.heard();
+                    return judged(confirmation, route);
+                }
+                // Another message may have ended the channel: that costs this one no attempt.
+                Err(_) if !again && link.connection.status().connected() => again = true,
+                Err(error) => {
+                    return Err(PublishError::new(format!(
+                        "RabbitMQ did not confirm the message to {route}: {}",
+                        words(&error)
+                    )));
+                }
             }
-            Err(error) => Err(PublishError::new(format!(
-                "RabbitMQ did not confirm the message to {route}: {}",
-                words(&error)
-            ))),
         }
     }
 
@@ -370,6 +382,11 @@ impl Drop for Silent<'_> {
 }
 
 impl Link {
+    /// The broker has answered.
+    fn heard(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
     /// Asks for an exchange, on a channel of its own, since the broker closes it if there is none.
     async fn find(&self, exchange: &str) -> Result<(), PublishError> {
         let known = || self.exchanges.lock().unwrap_or_else(PoisonError::into_inner);
@@ -387,6 +404,7 @@ impl Link {
         match asked.await {
             Ok(()) => {
                 known().insert(exchange.to_owned());
+                self.heard();
                 Ok(())
             }
             Err(error) => Err(PublishError::new(format!(
