@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154 # `cache` is from lib.sh
+# shellcheck shell=bash disable=SC2154 # `cache` is from lib.sh, `ports` of tests/run
 # Sourced by tests/run: Kafka, one node, which Maven fetches once into a cache folder; Java and Maven from Debian.
 
 kafka_version=4.4.0

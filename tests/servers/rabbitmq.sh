@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # `ports` is of tests/run
 # Sourced by tests/run: RabbitMQ, from Debian's package, as a node of its own that shares nothing with one that is
 # installed: name, data, configuration, cookie, and epmd, which would otherwise listen on every address and stay.
 
