@@ -16,11 +16,12 @@ use crate::tool::*;
 static ID: AtomicI64 = AtomicI64::new(1_000_000_000_000);
 
 type Waiting<T> = VecDeque<(T, oneshot::Sender<()>)>;
+type Queues = (Waiting<(i64, String)>, Waiting<i64>);
 
 /// What waits to be written: new rows, and rows that have succeeded.
 #[derive(Default)]
 struct Group {
-    queues: Mutex<(Waiting<(i64, String)>, Waiting<i64>)>,
+    queues: Mutex<Queues>,
     work: Notify,
 }
 

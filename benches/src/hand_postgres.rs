@@ -119,14 +119,13 @@ async fn lone_enqueue(url: &str) {
 }
 
 type Waiting<T> = Vec<(T, oneshot::Sender<()>)>;
+type Queue<T> = VecDeque<(T, oneshot::Sender<()>)>;
+type Queues = (Queue<(i64, String)>, Queue<i64>);
 
 /// Group commit: whatever waits is written by the next free lane.
 #[derive(Default)]
 struct Group {
-    queues: Mutex<(
-        VecDeque<((i64, String), oneshot::Sender<()>)>,
-        VecDeque<(i64, oneshot::Sender<()>)>,
-    )>,
+    queues: Mutex<Queues>,
     work: Notify,
 }
 
@@ -253,7 +252,7 @@ async fn drain(url: &str, count: u64) {
     let start = Instant::now();
     let lane = |url: String| tokio::spawn(async move { work(&url).await });
     let (one, two) = tokio::join!(lane(url.to_owned()), lane(url.to_owned()));
-    (one.unwrap(), two.unwrap());
+    one.and(two).unwrap();
     metric("rate", count as f64 / start.elapsed().as_secs_f64());
     assert_eq!(RUNS.load(Relaxed), 2000 + count);
 }

@@ -29,10 +29,12 @@ async fn timed(sent: u64) -> Result<(), String> {
 }
 
 async fn start(url: &str, job: bool) -> TaskRetry {
-    let mut pool = ThreadPoolParam::default();
-    pool.max_pool_size = 500;
-    pool.queue_capacity = 4000;
-    pool.core_pool_size = 10;
+    let pool = ThreadPoolParam {
+        max_pool_size: 500,
+        queue_capacity: 4000,
+        core_pool_size: 10,
+        ..ThreadPoolParam::default()
+    };
     TaskRetry::builder()
         .project("bench")
         .database(url)
@@ -229,8 +231,8 @@ const SINGLE: u64 = 300;
 async fn send_singly(retry: &TaskRetry) {
     for i in 0..SINGLE {
         timed(nanos()).on(retry).enqueue().await.unwrap();
-        // Not in step with anything.
-        tokio::time::sleep(Duration::from_micros(12_000 + i * 7919 % 16_000)).await;
+        // Longer than notifications are held together for, and not in step with anything.
+        tokio::time::sleep(Duration::from_micros(25_000 + i * 7919 % 16_000)).await;
     }
 }
 

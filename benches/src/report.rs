@@ -15,6 +15,9 @@ pub struct Report<'a> {
 const BEGIN: &str = "<!-- begin: written by benches/run -->";
 const END: &str = "<!-- end: written by benches/run -->";
 
+/// Who, and the least, the middle and the greatest of its numbers.
+type Bars<'a> = Vec<(&'a str, [f64; 3])>;
+
 /// The least, the middle and the greatest.
 fn spread(mut values: Vec<f64>) -> Option<[f64; 3]> {
     values.sort_by(f64::total_cmp);
@@ -228,7 +231,7 @@ impl Report<'_> {
                 ],
             ),
         ];
-        let groups: Vec<(&str, Vec<(&str, [f64; 3])>)> = groups
+        let groups: Vec<(&str, Bars)> = groups
             .into_iter()
             .map(|(title, bars)| {
                 let bars = bars.into_iter().filter_map(|(label, number)| {

@@ -115,8 +115,12 @@ async fn drain(url: &str, pool: &PgPool, count: u64) {
 }
 
 async fn sustained(url: &str, pool: &PgPool, producers: u64) {
+    // Analysed while there are rows: a job that has ended is gone, and an empty table teaches nothing.
+    store(pool, 20_000).await;
+    settle(url).await;
     let worker = worker(pool).await;
     let running = run(&worker);
+    all_ended(pool).await;
     let enqueue = async |time| {
         RUNS.store(0, Relaxed);
         let pool = pool.clone();
@@ -127,8 +131,6 @@ async fn sustained(url: &str, pool: &PgPool, producers: u64) {
         .await
     };
     enqueue(Duration::from_secs(1)).await;
-    // While there are rows: a job that has ended is gone, and an empty table teaches nothing.
-    let (_, _) = tokio::join!(enqueue(Duration::from_secs(1)), settle(url));
     all_ended(pool).await;
     let start = Instant::now();
     let count = enqueue(seconds(20, 5)).await;

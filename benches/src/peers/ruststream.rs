@@ -152,12 +152,10 @@ pub async fn child(url: &str, who: &str, what: &str) {
     store(&db, lease, 2000).await;
     let app = start(url, lease).await;
     all_ended(&db, lease).await;
+    app.shutdown().await.unwrap();
     match what {
-        "drain" => {
-            app.shutdown().await.unwrap();
-            drain(url, &db, lease, number).await;
-        }
-        "sustained" => sustained(url, &db, lease, number, app).await,
+        "drain" => drain(url, &db, lease, number).await,
+        "sustained" => sustained(url, &db, lease, number).await,
         _ => panic!("unknown work {what}"),
     }
 }
@@ -174,13 +172,12 @@ async fn drain(url: &str, db: &DatabaseConnection, lease: bool, count: u64) {
     app.shutdown().await.unwrap();
 }
 
-async fn sustained(
-    url: &str,
-    db: &DatabaseConnection,
-    lease: bool,
-    producers: u64,
-    app: RunningApp,
-) {
+async fn sustained(url: &str, db: &DatabaseConnection, lease: bool, producers: u64) {
+    // Analysed while there are rows: a job that has ended is gone, and an empty table teaches nothing.
+    store(db, lease, 5000).await;
+    settle(url).await;
+    let app = start(url, lease).await;
+    all_ended(db, lease).await;
     let enqueue = async |time| {
         RUNS.store(0, Relaxed);
         let db = db.clone();
@@ -191,13 +188,11 @@ async fn sustained(
         .await
     };
     enqueue(Duration::from_secs(1)).await;
-    // While there are rows: a job that has ended is gone, and an empty table teaches nothing.
-    let (_, _) = tokio::join!(enqueue(Duration::from_secs(1)), settle(url));
     all_ended(db, lease).await;
-    let start = Instant::now();
+    let begin = Instant::now();
     let count = enqueue(seconds(20, 5)).await;
     until(&RUNS, count).await;
     all_ended(db, lease).await;
-    metric("rate", count as f64 / start.elapsed().as_secs_f64());
+    metric("rate", count as f64 / begin.elapsed().as_secs_f64());
     app.shutdown().await.unwrap();
 }
