@@ -1,68 +1,18 @@
 //! By hand on MariaDB and SQLite: group commit of awaited calls, on task-retry's table and indices.
 //! MariaDB has two lanes, SQLite one: it has one writer.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 
 use sqlx::mysql::MySqlConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, MySql, MySqlConnection, QueryBuilder, Sqlite, SqliteConnection};
-use tokio::sync::{Notify, oneshot};
 
+use crate::group::Group;
 use crate::hand_postgres::{context, noop};
 use crate::tool::*;
 
 static ID: AtomicI64 = AtomicI64::new(1_000_000_000_000);
-
-type Waiting<T> = VecDeque<(T, oneshot::Sender<()>)>;
-type Queues = (Waiting<(i64, String)>, Waiting<i64>);
-
-/// What waits to be written: new rows, and rows that have succeeded.
-#[derive(Default)]
-struct Group {
-    queues: Mutex<Queues>,
-    work: Notify,
-}
-
-impl Group {
-    async fn insert(&self, id: i64, context: String) {
-        let (tell, told) = oneshot::channel();
-        self.queues.lock().unwrap().0.push_back(((id, context), tell));
-        self.work.notify_one();
-        told.await.unwrap();
-    }
-
-    async fn done(&self, id: i64) {
-        let (tell, told) = oneshot::channel();
-        self.queues.lock().unwrap().1.push_back((id, tell));
-        self.work.notify_one();
-        told.await.unwrap();
-    }
-
-    /// Whatever waits now: both, for one transaction, or only what more wait for, for one statement.
-    async fn next(&self, both: bool) -> (Vec<(i64, String)>, Vec<i64>, Vec<oneshot::Sender<()>>) {
-        loop {
-            let (inserts, done): (Vec<_>, Vec<_>) = {
-                let (inserts, done) = &mut *self.queues.lock().unwrap();
-                let insert = both || inserts.len() >= done.len();
-                let update = both || !insert;
-                let count = if insert { inserts.len().min(1000) } else { 0 };
-                let rows = inserts.drain(..count).collect();
-                let count = if update { done.len().min(1000) } else { 0 };
-                (rows, done.drain(..count).collect())
-            };
-            if inserts.is_empty() && done.is_empty() {
-                self.work.notified().await;
-                continue;
-            }
-            let (rows, mut tell): (Vec<_>, Vec<_>) = inserts.into_iter().unzip();
-            let (ids, more): (Vec<_>, Vec<_>) = done.into_iter().unzip();
-            tell.extend(more);
-            return (rows, ids, tell);
-        }
-    }
-}
 
 macro_rules! lane {
     ($name:ident, $db:ty, $connection:ty, $begin:expr, $commit:expr, $later:literal, $now:literal) => {

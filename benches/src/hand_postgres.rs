@@ -1,15 +1,14 @@
 //! What a careful person writes by hand with sqlx, on the very table and indices that task-retry makes.
 //! It fences its updates and does nothing else: no keys, no leases to renew, no errors, no limits.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgConnection, PgPool, Row};
-use tokio::sync::{Notify, oneshot};
 
+use crate::group::Group;
 use crate::tool::*;
 
 const TABLE: &str = include_str!("../../migrations/sql/postgres.sql");
@@ -118,68 +117,27 @@ async fn lone_enqueue(url: &str) {
     metric("p99_us", percentile(&mut times, 0.99));
 }
 
-type Waiting<T> = Vec<(T, oneshot::Sender<()>)>;
-type Queue<T> = VecDeque<(T, oneshot::Sender<()>)>;
-type Queues = (Queue<(i64, String)>, Queue<i64>);
-
-/// Group commit: whatever waits is written by the next free lane.
-#[derive(Default)]
-struct Group {
-    queues: Mutex<Queues>,
-    work: Notify,
-}
-
-impl Group {
-    async fn insert(&self, id: i64, context: String) {
-        let (tell, told) = oneshot::channel();
-        self.queues.lock().unwrap().0.push_back(((id, context), tell));
-        self.work.notify_one();
-        told.await.unwrap();
-    }
-
-    async fn done(&self, id: i64) {
-        let (tell, told) = oneshot::channel();
-        self.queues.lock().unwrap().1.push_back((id, tell));
-        self.work.notify_one();
-        told.await.unwrap();
-    }
-
-    async fn lane(self: Arc<Self>, url: String) {
-        let mut connection = PgConnection::connect(&url).await.unwrap();
-        loop {
-            let (inserts, done): (Waiting<(i64, String)>, Waiting<i64>) = {
-                let mut queues = self.queues.lock().unwrap();
-                if queues.0.len() >= queues.1.len() {
-                    let count = queues.0.len().min(1000);
-                    (queues.0.drain(..count).collect(), Vec::new())
-                } else {
-                    let count = queues.1.len().min(1000);
-                    (Vec::new(), queues.1.drain(..count).collect())
-                }
-            };
-            if !inserts.is_empty() {
-                let (rows, tell): (Vec<_>, Vec<_>) = inserts.into_iter().unzip();
-                let (ids, contexts): (Vec<i64>, Vec<String>) = rows.into_iter().unzip();
-                let query = sqlx::query(INSERT_MANY).bind(ids).bind(contexts);
-                query.execute(&mut connection).await.unwrap();
-                tell.into_iter().for_each(|tell| tell.send(()).unwrap());
-            } else if !done.is_empty() {
-                let (ids, tell): (Vec<i64>, Vec<_>) = done.into_iter().unzip();
-                let fences = vec![1_i64; ids.len()];
-                let query = sqlx::query(DONE_MANY).bind(ids).bind(fences);
-                query.execute(&mut connection).await.unwrap();
-                tell.into_iter().for_each(|tell| tell.send(()).unwrap());
-            } else {
-                self.work.notified().await;
-            }
+async fn lane(group: Arc<Group>, url: String) {
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    loop {
+        let (rows, done, tell) = group.next(false).await;
+        if rows.is_empty() {
+            let fences = vec![1_i64; done.len()];
+            let query = sqlx::query(DONE_MANY).bind(done).bind(fences);
+            query.execute(&mut connection).await.unwrap();
+        } else {
+            let (ids, contexts): (Vec<i64>, Vec<String>) = rows.into_iter().unzip();
+            let query = sqlx::query(INSERT_MANY).bind(ids).bind(contexts);
+            query.execute(&mut connection).await.unwrap();
         }
+        tell.into_iter().for_each(|tell| tell.send(()).unwrap());
     }
 }
 
 async fn awaited(url: &str, count: u64) {
     let group = Arc::new(Group::default());
     for _ in 0..2 {
-        tokio::spawn(group.clone().lane(url.to_owned()));
+        tokio::spawn(lane(group.clone(), url.to_owned()));
     }
     measure_callers(url, count, move |i| {
         let group = group.clone();

@@ -2,6 +2,7 @@
 //! `benches/run --help` tells how; docs/performance.md what came out.
 
 mod compare;
+mod group;
 mod hand_others;
 mod hand_postgres;
 mod ours;

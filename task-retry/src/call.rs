@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use sea_orm::ConnectionTrait;
 use tokio::sync::oneshot;
 
-use crate::clock::{LATEST, ceil_millis, floor_millis, to_datetime, to_millis};
+use crate::clock::{Millis, ceil_millis, floor_millis, to_datetime, to_millis};
 use crate::context::{Env, TaskContext};
 use crate::enqueued::value_of_earlier;
 use crate::registry::{BoxFuture, Ending, ErrorOf, Handler, Report, ValueOf, encode};
@@ -620,7 +620,7 @@ async fn run_bare<T: 'static, E: 'static>(
     let now = inner.clock.now();
     let (task, _) = inner.unsealed(Arc::new(row.into_log(&inner.store.project, "", now)));
     // Nobody else can have it.
-    let hold = Hold::new(id.0, 0, LATEST);
+    let hold = Hold::new(id.0, 0, Millis::MAX);
     let context = TaskContext::attached(task, retry.clone(), hold);
     let env = Env { context, states: inner.states.clone() };
     let report = retry.scope(handler.run(env, args, true)).await;

@@ -96,10 +96,7 @@ impl Clock {
     pub(crate) fn now(&self) -> Millis {
         match self {
             Self::Manual(clock) => clock.0.now.load(Ordering::SeqCst),
-            Self::Database(anchor) => {
-                let anchor = *anchor.read().unwrap_or_else(PoisonError::into_inner);
-                anchor.reading + floor_millis(anchor.monotonic.elapsed())
-            }
+            Self::Database(anchor) => anchor.read().unwrap_or_else(PoisonError::into_inner).now(),
         }
     }
 
@@ -134,7 +131,8 @@ impl Clock {
     }
 
     /// Takes a reading of the database's clock that was asked for at `asked` and arrived now, unless
-    /// the one before is better still: an answer that took long says little.
+    /// the one before is better still: an answer that took long says little. Where both cannot be
+    /// true, the database's clock was set, or it is another database by now.
     pub(crate) fn set(&self, reading: Millis, asked: Instant) {
         if let Self::Database(anchor) = self {
             let half = asked.elapsed() / 2;
@@ -145,7 +143,8 @@ impl Clock {
                 error: ceil_millis(half),
             };
             let mut anchor = anchor.write().unwrap_or_else(PoisonError::into_inner);
-            if anchor.has_drifted() || new.error <= anchor.error_now() {
+            let better = new.error <= anchor.error_now();
+            if better || anchor.has_drifted() || anchor.contradicts(&new) {
                 *anchor = new;
             }
         }
@@ -188,6 +187,15 @@ impl Clock {
 }
 
 impl Anchor {
+    fn now(&self) -> Millis {
+        self.reading + floor_millis(self.monotonic.elapsed())
+    }
+
+    fn contradicts(&self, new: &Self) -> bool {
+        // Both are cut to milliseconds.
+        (self.now() - new.now()).abs() > self.error_now() + new.error + 2
+    }
+
     /// It grows by a millisecond in ten seconds: crystals are off by a tenth of that.
     fn error_now(&self) -> Millis {
         self.error + floor_millis(self.monotonic.elapsed() / 10_000)
@@ -222,4 +230,43 @@ pub(crate) fn to_datetime(millis: Millis) -> DateTime<Utc> {
 
 pub(crate) fn to_millis(time: DateTime<Utc>) -> Millis {
     time.timestamp_millis().clamp(0, LATEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The clock after an answer that took so long; the database's clock is ahead of the machine's.
+    fn read(clock: &Clock, ahead: Millis, took: Duration) {
+        let asked = Instant::now() - took;
+        clock.set(system_now() - floor_millis(took / 2) + ahead, asked);
+    }
+
+    fn ahead(clock: &Clock) -> Millis {
+        clock.now() - system_now()
+    }
+
+    #[test]
+    fn a_slow_answer_makes_an_unsure_clock_and_does_not_replace_a_quick_one() {
+        let clock = Clock::new();
+        assert!(clock.error() > UNSURE, "nobody was asked");
+        read(&clock, 5000, Duration::from_secs(4));
+        assert!((1990..=2010).contains(&clock.error()), "{}", clock.error());
+        assert!(clock.earliest() < clock.now() && clock.now() < clock.latest());
+        read(&clock, 6000, Duration::from_millis(10));
+        assert!(clock.error() <= 7 && (5990..=6010).contains(&ahead(&clock)), "{}", ahead(&clock));
+        // The first reading is as true as this one, but says less.
+        read(&clock, 5000, Duration::from_secs(4));
+        assert!(clock.error() <= 7 && (5990..=6010).contains(&ahead(&clock)), "{}", ahead(&clock));
+    }
+
+    #[test]
+    fn a_reading_that_contradicts_the_one_before_is_taken() {
+        let clock = Clock::new();
+        read(&clock, 0, Duration::from_millis(2));
+        read(&clock, 3000, Duration::from_millis(400));
+        assert!((2900..=3100).contains(&ahead(&clock)), "{}", ahead(&clock));
+        assert!((195..=215).contains(&clock.error()), "{}", clock.error());
+        assert!(clock.error() > UNSURE, "so it is asked again");
+    }
 }

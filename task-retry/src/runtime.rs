@@ -354,7 +354,7 @@ impl TaskRetry {
         inner.closing.cancel();
         self.resign();
         if !inner.enabled {
-            inner.registry.shutdown().await;
+            self.close_strategies().await;
             return Ok(());
         }
         inner.writer.close();
@@ -379,12 +379,17 @@ impl TaskRetry {
             executor.cancelled().await;
         }
         inner.ended.cancel();
-        if tokio::time::timeout(STRATEGIES, inner.registry.shutdown()).await.is_err() {
+        self.close_strategies().await;
+        Ok(())
+    }
+
+    async fn close_strategies(&self) {
+        let closing = self.0.inner.registry.shutdown();
+        if tokio::time::timeout(STRATEGIES, closing).await.is_err() {
             info!(
                 "strategies that take longer than {STRATEGIES:?} to close are left to themselves"
             );
         }
-        Ok(())
     }
 
     /// Waits until nothing is held any more and nothing is being stored, at most this long.

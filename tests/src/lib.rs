@@ -66,7 +66,7 @@ fn requires_all() -> bool {
     std::env::var("TASK_RETRY_TEST_REQUIRE_ALL").as_deref() == Ok("1")
 }
 
-/// The address of a broker of `tests/run`. `None` where it is not there, which is an error with
+/// The address of a broker of `tests/run`, or another thing that `--quick` leaves out. `None` where it is not there, which is an error with
 /// `TASK_RETRY_TEST_REQUIRE_ALL=1`, but not after `tests/run --quick`.
 pub fn broker(variable: &str) -> Option<String> {
     let address = std::env::var(variable).ok();

@@ -132,6 +132,19 @@ impl How {
     }
 }
 
+/// In a worker program: the settings, its one argument. Logs go to the standard error, from `level` on or
+/// as `RUST_LOG` says.
+pub fn settings<T: serde::de::DeserializeOwned>(level: &str) -> T {
+    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| level.to_owned());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
+    let settings = std::env::args().nth(1).expect("one argument: the settings");
+    serde_json::from_str(&settings).expect("settings are JSON")
+}
+
 /// The time since the machine was started, the same for all processes.
 pub fn uptime() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).expect("there is a monotonic clock").into()

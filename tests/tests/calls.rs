@@ -48,6 +48,14 @@ async fn half(number: u64) -> Result<u64, String> {
     Ok(number / 2)
 }
 
+/// Tells whether it holds its task, before and behind the gate.
+#[retryable(source = 105)]
+async fn holds(#[context] ctx: &TaskContext, #[state] gate: &Gate) -> Result<(bool, bool), String> {
+    let before = ctx.holds();
+    gate.pass().await;
+    Ok((before, ctx.holds()))
+}
+
 /// Tells what an attempt sees of itself.
 #[retryable(source = 104)]
 async fn look(#[context] ctx: &TaskContext) -> Result<(i64, u32, String), String> {
@@ -306,7 +314,31 @@ async fn direct_is_the_body_alone() {
     assert_eq!(double::direct(1, "a", &flaky).await, Ok("a 2".to_owned()));
 }
 
+async fn an_attempt_knows_whether_it_holds_its_task(db: Arc<TestDb>) {
+    let clock = manual_clock();
+    let gate = Arc::new(Gate::default());
+    // Long, so that no renewal comes between.
+    let builder = db.builder().clock(clock.clone()).lease_second(120).shared_state(gate.clone());
+    let retry = builder.only::<(holds,)>().start().await.unwrap();
+    gate.open(1);
+    assert_eq!(holds().on(&retry).await.unwrap(), (true, true));
+    let call = tokio::spawn(holds().on(&retry).into_future());
+    gate.wait_for(2).await;
+    clock.advance(Duration::from_secs(120));
+    gate.open(1);
+    // Nobody has taken it over, so its end counts all the same.
+    assert_eq!(call.await.unwrap().unwrap(), (true, false));
+    retry.shutdown().await.unwrap();
+
+    let builder = db.builder().enable(false).shared_state(gate.clone()).only::<(holds,)>();
+    let retry = builder.start().await.unwrap();
+    gate.open(1);
+    assert_eq!(holds().on(&retry).await.unwrap(), (true, true), "there is no lease to lose");
+    retry.shutdown().await.unwrap();
+}
+
 contract!(
+    an_attempt_knows_whether_it_holds_its_task,
     an_awaited_call_gives_its_value,
     a_failed_call_is_retried_until_it_succeeds,
     a_deferred_call_tells_id_cause_and_time,

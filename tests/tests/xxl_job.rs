@@ -791,10 +791,11 @@ contract!(a_broadcast_runs_each_row_once, history_is_removed_when_it_is_triggere
 /// Where nothing else listens, since it listens on every interface: in a network namespace of its own.
 #[tokio::test]
 async fn an_admin_of_somebody_else_triggers_and_sees_the_runs() {
-    let Ok(ratchjob) = std::env::var("TASK_RETRY_TEST_RATCHJOB") else {
-        eprintln!("skipped: TASK_RETRY_TEST_RATCHJOB is not set: run the tests with `tests/run`");
+    let Some(ratchjob) = task_retry_tests::broker("TASK_RETRY_TEST_RATCHJOB") else { return };
+    if ratchjob == "none" {
+        eprintln!("skipped: no network namespace can be made here");
         return;
-    };
+    }
     let mut unshare = Command::new("unshare");
     if !nix::unistd::geteuid().is_root() {
         unshare.args(["--user", "--map-root-user"]);

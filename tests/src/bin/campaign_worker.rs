@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use sea_orm::{ConnectOptions, Database, DatabaseConnection, TransactionTrait};
 use task_retry::{Config, ErrorKind, TaskContext, TaskRetry, enqueue_all, failpoints, retryable};
 use task_retry_tests::campaign::{LEASE, Ledger, Line, POLL, Settings, WORK, now};
+use task_retry_tests::worker::settings;
 
 /// Takes a while, and fails now and then.
 #[retryable(source = WORK, max_retry = 1000, first_execute = "1s", delay_base = "1s", delay_multiplier = 1)]
@@ -57,14 +58,7 @@ impl Drop for Attempt<'_> {
 }
 
 fn main() {
-    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "error".to_owned());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(false)
-        .with_writer(std::io::stderr)
-        .init();
-    let settings = std::env::args().nth(1).expect("one argument: the settings");
-    let settings: Settings = serde_json::from_str(&settings).expect("settings are JSON");
+    let settings: Settings = settings("error");
     let ledger = Arc::new(Ledger::open(&settings.folder));
     if let Some((point, times)) = settings.at.clone() {
         kill_at(ledger.clone(), point, times);

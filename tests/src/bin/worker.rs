@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use task_retry::{Config, TaskContext, TaskRetry, retryable};
-use task_retry_tests::worker::{BULK, Command, How, Ledger, Reply, Settings, WORK};
+use task_retry_tests::worker::{BULK, Command, How, Ledger, Reply, Settings, WORK, settings};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -34,14 +34,7 @@ async fn bulk(
 }
 
 fn main() {
-    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "task_retry=info,warn".to_owned());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(false)
-        .with_writer(std::io::stderr)
-        .init();
-    let settings = std::env::args().nth(1).expect("one argument: the settings");
-    let settings: Settings = serde_json::from_str(&settings).expect("settings are JSON");
+    let settings: Settings = settings("task_retry=info,warn");
     let mut runtime = match settings.threads {
         0 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),

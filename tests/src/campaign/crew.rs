@@ -1,0 +1,207 @@
+//! The worker processes, and what is done to them.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sea_orm::{ConnectionTrait, Statement};
+use task_retry::failpoints;
+use tokio::process::{Child, ChildStdin, Command};
+
+use super::ledger::now;
+use super::{LEASE, Report, Settings, Trouble};
+use crate::TestDb;
+
+/// A worker process of the campaign.
+pub(super) struct Worker {
+    pub(super) child: Child,
+    pub(super) pid: u32,
+    pub(super) born: Instant,
+    /// Its end asks it to shut down.
+    pub(super) input: Option<ChildStdin>,
+    /// Told to shut down when it has lived for this long.
+    pub(super) quits: Option<Duration>,
+    /// Until when it is stopped.
+    pub(super) stopped: Option<(u64, Instant)>,
+}
+
+impl Worker {
+    pub(super) fn start(settings: &Settings) -> Self {
+        let log = File::options().create(true).append(true).open(settings.folder.join("log"));
+        // Beside the test program's folder `deps`; Cargo builds it before it runs the tests.
+        let mut program = std::env::current_exe().expect("the test program has a path");
+        program.pop();
+        program.set_file_name("campaign_worker");
+        let mut child = Command::new(program)
+            .arg(serde_json::to_string(settings).expect("settings are JSON"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(log.expect("a log"))
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the worker starts");
+        let pid = child.id().expect("it has just started");
+        let input = child.stdin.take();
+        Self { child, pid, born: Instant::now(), input, quits: None, stopped: None }
+    }
+
+    pub(super) fn signal(&self, signal: Signal) {
+        // It may have just ended; it is still there to be waited for.
+        let _ = kill(Pid::from_raw(self.pid as i32), signal);
+    }
+
+    /// Lets it go on if it is stopped.
+    pub(super) fn wake(&mut self, troubles: &mut Vec<Trouble>) {
+        if let Some((from, _)) = self.stopped.take() {
+            self.signal(Signal::SIGCONT);
+            troubles.push(Trouble { what: "stopped", pid: Some(self.pid), from, until: now() });
+        }
+    }
+}
+
+/// The worker processes.
+pub(super) struct Crew {
+    pub(super) settings: Settings,
+    /// They take turns.
+    pub(super) urls: Vec<String>,
+    pub(super) workers: Vec<Worker>,
+    pub(super) random: fastrand::Rng,
+    pub(super) made: u64,
+}
+
+impl Crew {
+    /// For the next one.
+    pub(super) fn settings(&mut self) -> Settings {
+        self.made += 1;
+        let url = self.urls[self.made as usize % self.urls.len()].clone();
+        Settings { url, ..self.settings.clone() }
+    }
+
+    /// Starts one. Most of them will kill themselves at the point that was hit least so far.
+    pub(super) fn hire(&mut self, hits: &BTreeMap<String, u32>) {
+        let mut settings = self.settings();
+        settings.first = self.made << 32;
+        let mut quits = None;
+        if self.random.u8(..) < 190 {
+            let waiting: Vec<u32> =
+                failpoints::ALL.iter().map(|name| hits.get(*name).copied().unwrap_or(0)).collect();
+            let least = waiting.iter().min().copied().unwrap_or(0);
+            let rare: Vec<_> = (0..waiting.len()).filter(|i| waiting[*i] <= least + 1).collect();
+            let point = failpoints::ALL[rare[self.random.usize(..rare.len())]];
+            let often = !point.starts_with("renew") && !point.starts_with("hand-back");
+            let times = if often { self.random.u32(1..=30) } else { 1 };
+            if point.starts_with("hand-back") {
+                quits = Some(Duration::from_millis(self.random.u64(300..1500)));
+            }
+            settings.at = Some((point.to_owned(), times));
+        } else if self.random.u8(..) < 30 {
+            quits = Some(Duration::from_millis(self.random.u64(300..3000)));
+        }
+        let mut worker = Worker::start(&settings);
+        worker.quits = quits;
+        self.workers.push(worker);
+    }
+
+    /// Takes note of those that have ended.
+    pub(super) async fn reap(&mut self, report: &mut Report, troubles: &mut Vec<Trouble>) {
+        let mut alive = Vec::new();
+        for mut worker in self.workers.drain(..) {
+            match worker.child.try_wait().expect("a child can be waited for") {
+                None => alive.push(worker),
+                Some(status) => {
+                    use std::os::unix::process::ExitStatusExt;
+                    let at = now();
+                    if status.signal() == Some(Signal::SIGKILL as i32) {
+                        report.kills += 1;
+                        let what = "killed";
+                        troubles.push(Trouble { what, pid: Some(worker.pid), from: at, until: at });
+                    } else if status.success() {
+                        report.shutdowns += 1;
+                        let (what, pid) = ("shut down", Some(worker.pid));
+                        troubles.push(Trouble { what, pid, from: at, until: at });
+                    } else {
+                        report.violations.push(format!("a worker ended with {status}"));
+                    }
+                }
+            }
+        }
+        self.workers = alive;
+    }
+
+    /// Kills, stops, wakes or asks to shut down.
+    pub(super) fn strike(
+        &mut self,
+        enough: bool,
+        report: &mut Report,
+        troubles: &mut Vec<Trouble>,
+    ) {
+        for worker in &mut self.workers {
+            if worker.stopped.is_some_and(|(_, until)| Instant::now() >= until) {
+                worker.wake(troubles);
+            }
+            if worker.quits.is_some_and(|after| worker.born.elapsed() > after) {
+                worker.input = None;
+            }
+        }
+        if enough {
+            return;
+        }
+        // About five a second, beside those that do it themselves; a tick is 20 ms.
+        let victim = self.random.usize(..self.workers.len());
+        let worker = &mut self.workers[victim];
+        match self.random.u32(..1000) {
+            0..60
+                if worker.stopped.is_none()
+                    && worker.born.elapsed() > Duration::from_millis(300) =>
+            {
+                worker.signal(Signal::SIGKILL);
+            }
+            60..63 if worker.stopped.is_none() => {
+                report.stops += 1;
+                let from = now();
+                worker.signal(Signal::SIGSTOP);
+                let pause = LEASE + Duration::from_millis(self.random.u64(500..2500));
+                worker.stopped = Some((from, Instant::now() + pause));
+            }
+            _ => {}
+        }
+    }
+
+    /// Lets everything come to its end, for two minutes at most, and all workers shut down.
+    pub(super) async fn finish(
+        &mut self,
+        db: &TestDb,
+        report: &mut Report,
+        troubles: &mut Vec<Trouble>,
+    ) -> bool {
+        let connection = db.connect().await;
+        let until = Instant::now() + Duration::from_secs(120);
+        let mut ended = false;
+        while !ended && Instant::now() < until {
+            self.reap(report, troubles).await;
+            while self.workers.len() < 2 {
+                let settings = self.settings();
+                self.workers.push(Worker::start(&settings));
+            }
+            self.strike(true, report, troubles);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let sql = "select count(*) from t_sys_mq_resend_log where status in (0, 1, 5)";
+            let sql = Statement::from_string(connection.get_database_backend(), sql);
+            let row = connection.query_one_raw(sql).await.expect("the database answers");
+            let open: i64 = row.expect("a row").try_get_by_index(0).expect("a number");
+            ended = open == 0;
+        }
+        for worker in &mut self.workers {
+            worker.wake(troubles);
+            worker.input = None;
+        }
+        for worker in &mut self.workers {
+            let _ = tokio::time::timeout(Duration::from_secs(30), worker.child.wait()).await;
+        }
+        self.workers.clear();
+        ended
+    }
+}

@@ -1,0 +1,129 @@
+//! What processes write down on the way, in a file that needs no database and outlives their crashes.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::worker::uptime;
+
+/// A line of the ledger. `at` is the uptime in microseconds, taken before what it stands for can be
+/// seen by others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the fields are what their names say
+pub enum Line {
+    /// A caller was told that the task is stored.
+    Accepted { id: i64, at: u64 },
+    /// An attempt starts.
+    Start { id: i64, fence: i64, attempt: u32, pid: u32, at: u64 },
+    /// An attempt ends; it succeeded, and it held its task then.
+    End { id: i64, fence: i64, ok: bool, held: bool, pid: u32, at: u64 },
+    /// An attempt was stopped.
+    Dropped { id: i64, fence: i64, pid: u32, at: u64 },
+    /// The process kills itself at a point.
+    Hit { point: String, pid: u32, at: u64 },
+}
+
+/// [`uptime`] in microseconds.
+pub fn now() -> u64 {
+    uptime().as_micros() as u64
+}
+
+/// The ledger, for appending: one write a line, so that lines of several processes do not mix.
+#[derive(Debug)]
+pub struct Ledger(File);
+
+impl Ledger {
+    /// Opens the one in this folder.
+    pub fn open(folder: &Path) -> Self {
+        let path = folder.join("ledger");
+        Self(File::options().create(true).append(true).open(path).expect("a ledger"))
+    }
+
+    /// Writes a line.
+    pub fn write(&self, line: &Line) {
+        let line = serde_json::to_string(line).expect("a line is JSON") + "\n";
+        (&self.0).write_all(line.as_bytes()).expect("the ledger takes a line");
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    pub(super) accepted: HashSet<i64>,
+    pub(super) attempts: HashMap<i64, Vec<Attempt>>,
+    pub(super) hits: BTreeMap<String, u32>,
+    /// Who killed itself, and when.
+    pub(super) by_itself: Vec<(u32, u64)>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Attempt {
+    pub(super) fence: i64,
+    pub(super) number: u32,
+    pub(super) pid: u32,
+    pub(super) start: u64,
+    pub(super) end: Option<End>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct End {
+    pub(super) at: u64,
+    /// `None`: it was stopped.
+    pub(super) ok: Option<bool>,
+    pub(super) held: bool,
+}
+
+/// Reads the ledger as it grows.
+#[derive(Debug)]
+pub(super) struct Reader {
+    pub(super) file: File,
+    pub(super) rest: Vec<u8>,
+    pub(super) seen: Seen,
+}
+
+impl Reader {
+    pub(super) fn read(&mut self) {
+        self.file.read_to_end(&mut self.rest).expect("the ledger is there");
+        let whole = self.rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let lines: Vec<u8> = self.rest.drain(..whole).collect();
+        for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let line = serde_json::from_slice(line).unwrap_or_else(|error| {
+                panic!("{error} in the ledger: {}", String::from_utf8_lossy(line))
+            });
+            self.seen.add(line);
+        }
+    }
+}
+
+impl Seen {
+    pub(super) fn add(&mut self, line: Line) {
+        match line {
+            Line::Accepted { id, .. } => {
+                self.accepted.insert(id);
+            }
+            Line::Start { id, fence, attempt, pid, at } => {
+                let attempt = Attempt { fence, number: attempt, pid, start: at, end: None };
+                self.attempts.entry(id).or_default().push(attempt);
+            }
+            Line::End { id, fence, ok, held, pid, at } => {
+                self.end(id, fence, pid, End { at, ok: Some(ok), held });
+            }
+            Line::Dropped { id, fence, pid, at } => {
+                self.end(id, fence, pid, End { at, ok: None, held: false });
+            }
+            Line::Hit { point, pid, at } => {
+                *self.hits.entry(point).or_default() += 1;
+                self.by_itself.push((pid, at));
+            }
+        }
+    }
+
+    pub(super) fn end(&mut self, id: i64, fence: i64, pid: u32, end: End) {
+        let attempts = self.attempts.get_mut(&id).expect("what ends has started");
+        let mut attempts = attempts.iter_mut().rev();
+        let attempt = attempts.find(|one| (one.fence, one.pid) == (fence, pid));
+        attempt.expect("what ends has started").end = Some(end);
+    }
+}
