@@ -250,7 +250,7 @@ async fn campaign(name: &str, db: TestDb, database: Database, size: Size, seed: 
     );
     loop {
         reader.read();
-        crew.reap(&mut report, &mut troubles).await;
+        crew.reap(&mut report, &mut troubles);
         // And every point was the end of its share.
         let hits = |point: &&str| reader.seen.hits.get(*point).copied().unwrap_or(0);
         let fewest = failpoints::ALL.iter().map(hits).min().unwrap_or(0);

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::process::Stdio;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -51,6 +52,20 @@ impl Worker {
     pub(super) fn signal(&self, signal: Signal) {
         // It may have just ended; it is still there to be waited for.
         let _ = kill(Pid::from_raw(self.pid as i32), signal);
+    }
+
+    fn ended(self, status: ExitStatus, report: &mut Report, troubles: &mut Vec<Trouble>) {
+        let what = if status.signal() == Some(Signal::SIGKILL as i32) {
+            report.kills += 1;
+            "killed"
+        } else if status.success() {
+            report.shutdowns += 1;
+            "shut down"
+        } else {
+            return report.violations.push(format!("a worker ended with {status}"));
+        };
+        let at = now();
+        troubles.push(Trouble { what, pid: Some(self.pid), from: at, until: at });
     }
 
     /// Lets it go on if it is stopped.
@@ -106,29 +121,26 @@ impl Crew {
     }
 
     /// Takes note of those that have ended.
-    pub(super) async fn reap(&mut self, report: &mut Report, troubles: &mut Vec<Trouble>) {
-        let mut alive = Vec::new();
-        for mut worker in self.workers.drain(..) {
+    pub(super) fn reap(&mut self, report: &mut Report, troubles: &mut Vec<Trouble>) {
+        for mut worker in std::mem::take(&mut self.workers) {
             match worker.child.try_wait().expect("a child can be waited for") {
-                None => alive.push(worker),
-                Some(status) => {
-                    use std::os::unix::process::ExitStatusExt;
-                    let at = now();
-                    if status.signal() == Some(Signal::SIGKILL as i32) {
-                        report.kills += 1;
-                        let what = "killed";
-                        troubles.push(Trouble { what, pid: Some(worker.pid), from: at, until: at });
-                    } else if status.success() {
-                        report.shutdowns += 1;
-                        let (what, pid) = ("shut down", Some(worker.pid));
-                        troubles.push(Trouble { what, pid, from: at, until: at });
-                    } else {
-                        report.violations.push(format!("a worker ended with {status}"));
-                    }
-                }
+                None => self.workers.push(worker),
+                Some(status) => worker.ended(status, report, troubles),
             }
         }
-        self.workers = alive;
+    }
+
+    /// Wakes all, lets them shut down, and takes note of how they ended.
+    async fn dismiss(&mut self, report: &mut Report, troubles: &mut Vec<Trouble>) {
+        for worker in &mut self.workers {
+            worker.wake(troubles);
+            worker.input = None;
+        }
+        for mut worker in std::mem::take(&mut self.workers) {
+            let status = tokio::time::timeout(Duration::from_secs(60), worker.child.wait()).await;
+            let status = status.expect("a worker shuts down in time");
+            worker.ended(status.expect("a child can be waited for"), report, troubles);
+        }
     }
 
     /// Kills, stops, wakes or asks to shut down.
@@ -170,23 +182,23 @@ impl Crew {
         }
     }
 
-    /// Lets everything come to its end, for two minutes at most, and all workers shut down.
+    /// Lets everything come to its end, for two minutes at most. Only when nobody is left who calls can
+    /// nothing more be stored.
     pub(super) async fn finish(
         &mut self,
         db: &TestDb,
         report: &mut Report,
         troubles: &mut Vec<Trouble>,
     ) -> bool {
+        self.dismiss(report, troubles).await;
+        for _ in 0..2 {
+            let settings = self.settings();
+            self.workers.push(Worker::start(&settings));
+        }
         let connection = db.connect().await;
         let until = Instant::now() + Duration::from_secs(120);
         let mut ended = false;
         while !ended && Instant::now() < until {
-            self.reap(report, troubles).await;
-            while self.workers.len() < 2 {
-                let settings = self.settings();
-                self.workers.push(Worker::start(&settings));
-            }
-            self.strike(true, report, troubles);
             tokio::time::sleep(Duration::from_millis(200)).await;
             let sql = "select count(*) from t_sys_mq_resend_log where status in (0, 1, 5)";
             let sql = Statement::from_string(connection.get_database_backend(), sql);
@@ -194,14 +206,7 @@ impl Crew {
             let open: i64 = row.expect("a row").try_get_by_index(0).expect("a number");
             ended = open == 0;
         }
-        for worker in &mut self.workers {
-            worker.wake(troubles);
-            worker.input = None;
-        }
-        for worker in &mut self.workers {
-            let _ = tokio::time::timeout(Duration::from_secs(30), worker.child.wait()).await;
-        }
-        self.workers.clear();
+        self.dismiss(report, troubles).await;
         ended
     }
 }
