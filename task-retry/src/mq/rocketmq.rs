@@ -502,10 +502,10 @@ impl Inner {
     }
 
     fn no_answer(&self, topic: &str) -> String {
-        let time = self.config.send_timeout;
+        let (time, servers) = (self.config.send_timeout, &self.config.name_servers);
         format!(
             "RocketMQ has not answered within {time:?} for the topic `{topic}`: the message may have \
-             arrived, and is sent again"
+             arrived, and is sent again; are the broker and the name server {servers} up?"
         )
     }
 
