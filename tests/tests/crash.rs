@@ -211,7 +211,7 @@ async fn a_graceful_stop_hands_its_tasks_over_at_once(db: Arc<TestDb>) {
     let second = scene.worker().await;
     first.signal(Signal::SIGTERM);
     let dropped = scene.ledger.wait_for(0, Event::Dropped, 1).await;
-    within(Duration::from_secs(10), "all succeed", async || {
+    within(Duration::from_secs(60), "all succeed", async || {
         scene.count(Filter::all().status(Status::Succeeded)).await == TASKS
     })
     .await;

@@ -50,7 +50,7 @@ async fn a_slow_backlog_of_100_000_rows_delays_no_other_source(db: Arc<TestDb>) 
     scene.fill(BULK, ROWS, &[How::Sleep(100)]).await;
     let settings = Settings { poll: POLL.as_millis() as u64, places: 10, ..scene.settings() };
     let worker = Worker::start(&settings).await;
-    within(Duration::from_secs(10), "the backlog keeps its places busy", async || {
+    within(Duration::from_secs(60), "the backlog keeps its places busy", async || {
         scene.ledger.len() > 30
     })
     .await;
