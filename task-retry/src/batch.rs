@@ -81,7 +81,7 @@ pub async fn enqueue_all<C: Enqueue>(
     let inner = retry.open()?;
     let stored = store_all(inner, &mut rows).await?;
     wake(inner, &rows);
-    inner.others.notify_one();
+    inner.others.stored();
     Ok(stored.into_iter().map(Enqueued::typed).collect())
 }
 
@@ -212,7 +212,7 @@ async fn insert_all<C: ConnectionTrait>(
             bytes += row.bytes();
             bytes <= BYTES
         });
-        size = fits.count().max(1);
+        size = inner.store.batch(fits.count().max(1));
         // On MySQL a duplicate fails its whole statement: halve it until the row stands alone.
         let inserted = loop {
             let batch = &rows[start..start + size];

@@ -384,7 +384,7 @@ impl Stored for Enqueue {
         } else {
             inner.wake.due_at(row.next);
             if self.now {
-                inner.others.notify_one();
+                inner.others.stored();
             }
         }
         let _ = self.reply.send(Ok(Enqueued::new(inner, id, true)));

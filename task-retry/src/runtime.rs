@@ -11,7 +11,6 @@ use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use sea_orm::ConnectionTrait;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -96,8 +95,7 @@ pub(crate) struct Inner {
     /// Names this runtime within the process.
     pub(crate) number: u32,
     pub(crate) wake: claim::Wake,
-    /// Other processes should look.
-    pub(crate) others: Notify,
+    pub(crate) others: claim::Others,
     pub(crate) policy: RetryPolicy,
     pub(crate) lease: Duration,
     pub(crate) poll_interval: Duration,
@@ -325,7 +323,7 @@ impl TaskRetry {
     /// that enqueued some.
     pub fn kick(&self) {
         self.0.inner.wake.kick();
-        self.0.inner.others.notify_one();
+        self.0.inner.others.look();
     }
 
     /// The tasks of the project: to list, count, retry, cancel, edit and delete.

@@ -245,6 +245,14 @@ impl Store {
         self.times.backend
     }
 
+    /// How many of so many rows that wait are best stored with one statement.
+    pub(crate) fn batch(&self, rows: usize) -> usize {
+        match self.backend() {
+            DbBackend::MySql => mysql::batch(rows),
+            _ => rows,
+        }
+    }
+
     fn sql(&self, text: &str) -> Sql {
         Sql::new(self.backend(), text)
     }

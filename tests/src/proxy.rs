@@ -1,7 +1,7 @@
 //! A TCP proxy between a runtime and its database that can do what networks do.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -25,6 +25,8 @@ struct Wires {
     answers: AtomicI64,
     /// With that answer, everything is cut.
     cuts: AtomicBool,
+    /// Statements that PostgreSQL was asked to execute.
+    statements: AtomicU64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -49,6 +51,7 @@ impl Proxy {
             state: watch::Sender::default(),
             answers: AtomicI64::new(0),
             cuts: AtomicBool::new(false),
+            statements: AtomicU64::new(0),
         });
         let reserved = bind(0);
         let port = reserved.local_addr().expect("it is bound").port();
@@ -107,6 +110,11 @@ impl Proxy {
     pub fn cut_at_answer(&self, number: u32) {
         self.wires.cuts.store(true, Ordering::SeqCst);
         self.drop_answer(number);
+    }
+
+    /// How many statements have gone to a PostgreSQL so far; meaningless of other servers.
+    pub fn statements(&self) -> u64 {
+        self.wires.statements.load(Ordering::SeqCst)
     }
 
     /// Waits until the answer that was to be dropped has come.
@@ -214,6 +222,7 @@ async fn pump(
 ) -> io::Result<()> {
     let mut state = wires.state.subscribe();
     let mut bytes = vec![0; 64 << 10];
+    let mut messages = Messages::default();
     loop {
         let count = from.read(&mut bytes).await?;
         // It never is, for a connection that is silent.
@@ -225,6 +234,53 @@ async fn pump(
         if answers && wires.drops() {
             return Ok(());
         }
+        if !answers {
+            let statements = messages.statements(&bytes[..count]);
+            wires.statements.fetch_add(statements, Ordering::SeqCst);
+        }
         to.write_all(&bytes[..count]).await?;
+    }
+}
+
+/// What a client says to PostgreSQL: messages of a type, a length and the rest; the first ones have no
+/// type.
+#[derive(Default)]
+struct Messages {
+    /// It has said who it is.
+    started: bool,
+    head: Vec<u8>,
+    /// Bytes that are left of a message whose head was read.
+    rest: usize,
+}
+
+impl Messages {
+    /// How many statements begin to be executed in these bytes.
+    fn statements(&mut self, mut bytes: &[u8]) -> u64 {
+        let mut statements = 0;
+        while !bytes.is_empty() {
+            let skipped = self.rest.min(bytes.len());
+            self.rest -= skipped;
+            bytes = &bytes[skipped..];
+            let wanted = if self.started { 5 } else { 8 };
+            let taken = bytes.len().min(wanted - self.head.len());
+            self.head.extend_from_slice(&bytes[..taken]);
+            bytes = &bytes[taken..];
+            if self.head.len() < wanted {
+                break;
+            }
+            let number = |at: usize| {
+                u32::from_be_bytes(self.head[at..at + 4].try_into().expect("four bytes")) as usize
+            };
+            if self.started {
+                statements += u64::from(matches!(self.head[0], b'E' | b'Q'));
+                self.rest = number(1).saturating_sub(4);
+            } else {
+                // Its version 3.0; what came before asked whether to encrypt.
+                self.started = number(4) == 0x3_0000;
+                self.rest = number(0).saturating_sub(8);
+            }
+            self.head.clear();
+        }
+        statements
     }
 }

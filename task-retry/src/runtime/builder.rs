@@ -4,7 +4,6 @@ use std::sync::{Arc, OnceLock, PoisonError};
 
 use sea_orm::{DatabaseConnection, DbBackend};
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -372,7 +371,7 @@ impl Builder {
             swept: Default::default(),
             number: super::next_number(),
             wake: claim::Wake::new(),
-            others: Notify::new(),
+            others: claim::Others::default(),
             policy: config.policy(),
             lease: config.lease(),
             poll_interval: config.poll_interval(),

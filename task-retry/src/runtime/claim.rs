@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sea_orm::DbErr;
@@ -33,17 +33,73 @@ const MANY: usize = 1000;
 /// What one claim may bring into memory, about.
 const BYTES: usize = 32 << 20;
 
+/// Processes that look in vain when another one has stored something look later the next time, up to
+/// this: a hundred of them do not ask at the same moment.
+const SPREAD: Duration = Duration::from_millis(20);
+
 /// Wakes the claims: at once, or for a time that is known in this process.
 pub(crate) struct Wake {
     now: Notify,
     due: AtomicI64,
     /// Read the index from its beginning.
     look: AtomicBool,
+    /// The next look answers what another process said.
+    heard: AtomicBool,
+    /// How long such a look is put off at most, in microseconds.
+    spread: AtomicU64,
+}
+
+/// What the other processes are to be told.
+#[derive(Default)]
+pub(crate) struct Others {
+    pub(super) news: Notify,
+    pub(super) look: AtomicBool,
+}
+
+impl Others {
+    /// Rows are due that this process has just stored.
+    pub(crate) fn stored(&self) {
+        self.news.notify_one();
+    }
+
+    /// Rows may be due that were stored a while ago, by a transaction that ends now.
+    pub(crate) fn look(&self) {
+        self.look.store(true, Ordering::Release);
+        self.news.notify_one();
+    }
 }
 
 impl Wake {
     pub(crate) fn new() -> Self {
-        Self { now: Notify::new(), due: AtomicI64::new(LATEST), look: AtomicBool::new(false) }
+        Self {
+            now: Notify::new(),
+            due: AtomicI64::new(LATEST),
+            look: AtomicBool::new(false),
+            heard: AtomicBool::new(false),
+            spread: AtomicU64::new(0),
+        }
+    }
+
+    /// Another process has stored something. Whoever found something of late looks at once.
+    #[cfg(feature = "postgres")]
+    pub(super) async fn heard(&self, look: bool) {
+        let spread = Duration::from_micros(self.spread.load(Ordering::Relaxed));
+        if !spread.is_zero() {
+            tokio::time::sleep(spread.mul_f64(fastrand::f64())).await;
+        }
+        self.look.fetch_or(look, Ordering::AcqRel);
+        self.heard.store(true, Ordering::Release);
+        self.now.notify_one();
+    }
+
+    /// What a look has found.
+    fn looked(&self, found: bool) {
+        if self.heard.swap(false, Ordering::AcqRel) {
+            let spread = self.spread.load(Ordering::Relaxed);
+            let most = SPREAD.as_micros() as u64;
+            let spread = if found { spread / 2 } else { (spread * 2).clamp(1000, most) };
+            self.spread.store(spread, Ordering::Relaxed);
+        }
     }
 
     /// Something is due; it may have been stored a while ago by a transaction that ends now.
@@ -169,15 +225,16 @@ async fn pass(
         first = probe(inner, store, lines, &wanted).await?;
         *probed = Some(Instant::now());
     }
-    let mut more = false;
+    let (mut more, mut found) = (false, false);
     for index in wanted.into_iter().filter(|index| lines[*index].full).collect::<Vec<_>>() {
         let line = &mut lines[index];
         let wanted = rows_wanted(inner, line);
         if wanted > 0 {
-            claim(inner, store, line, wanted).await?;
+            found |= claim(inner, store, line, wanted).await?;
             more |= line.full && rows_wanted(inner, line) > 0;
         }
     }
+    inner.wake.looked(found);
     if more {
         return Ok(Duration::ZERO);
     }
@@ -245,12 +302,13 @@ fn rows_wanted(inner: &Inner, line: &Line) -> usize {
     line.size.max(room.free).saturating_sub(room.waiting).min(room.queue).min(most)
 }
 
+/// Claims once; `true` if there was anything.
 async fn claim(
     inner: &Arc<Inner>,
     store: &Store,
     line: &mut Line,
     wanted: usize,
-) -> Result<(), DbErr> {
+) -> Result<bool, DbErr> {
     let dry = inner.pool.room_for(line.source, None).waiting == 0;
     let mut claim = inner.claim(vec![line.source], wanted as u32);
     claim.floor = line.floor;
@@ -260,7 +318,8 @@ async fn claim(
     let full = tasks.len() >= wanted;
     adapt(inner, line, dry, full);
     line.full = full;
-    if !tasks.is_empty() {
+    let mut found = !tasks.is_empty();
+    if found {
         let bytes: usize =
             tasks.iter().map(|task| 500 + task.context.as_ref().map_or(0, String::len)).sum();
         line.bytes = (line.bytes + bytes / tasks.len()) / 2;
@@ -275,9 +334,10 @@ async fn claim(
         claim.until = inner.clock.now() + ceil_millis(inner.lease);
         let suspects = steadily(|| in_time(ANSWER, store.claim(&claim))).await?;
         line.full |= !suspects.is_empty();
+        found |= !suspects.is_empty();
         take_in(inner, suspects, claim.until);
     }
-    Ok(())
+    Ok(found)
 }
 
 /// Batches grow while workers run dry within a second of a full claim, and shrink afterwards.

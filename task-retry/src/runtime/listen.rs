@@ -1,8 +1,9 @@
 //! PostgreSQL's NOTIFY: rows that are stored unclaimed wake other processes of the project, and so do
 //! the ends of tasks that they wait for. It only saves waiting; what it misses, the next poll finds.
 //!
-//! A message is the project, to wake the claims, or the project, a line feed and `waits` or `ended`
-//! with the process that sends it and ids of tasks.
+//! A message is the project, to wake the claims, or the project, a line feed and `look`, to have them
+//! read the index from its beginning too, or `waits` or `ended` with the process that sends it and ids of
+//! tasks.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,8 +21,6 @@ use crate::TaskId;
 const CHANNEL: &str = "task_retry";
 /// At most one notification in this time.
 const DEBOUNCE: Duration = Duration::from_millis(20);
-/// A hundred processes do not ask at the same moment.
-const SPREAD: Duration = Duration::from_millis(20);
 /// How often the others are told what is waited for here: those that claim it later as well.
 pub(super) const TELL_EVERY: Duration = Duration::from_secs(30);
 /// How long what others wait for is remembered.
@@ -83,15 +82,17 @@ pub(crate) fn applies(inner: &Inner) -> bool {
     inner.notify && inner.store.db.get_database_backend() == DbBackend::Postgres
 }
 
-/// Sends what was asked for with `inner.notify_others`.
+/// Sends what was asked for with `inner.others`.
 pub(crate) async fn send(inner: Arc<Inner>) {
     loop {
         tokio::select! {
-            () = inner.others.notified() => {}
+            () = inner.others.news.notified() => {}
             () = inner.closing.cancelled() => return,
         }
         let sql = "select pg_notify($1, $2)";
-        let values = [CHANNEL.into(), inner.store.project.as_str().into()];
+        let look = inner.others.look.swap(false, Ordering::AcqRel);
+        let message = format!("{}{}", inner.store.project, if look { "\nlook" } else { "" });
+        let values = [CHANNEL.into(), message.into()];
         let statement = Statement::from_sql_and_values(DbBackend::Postgres, sql, values);
         if let Err(error) = inner.store.db.execute_raw(statement).await {
             debug!(%error, "other processes cannot be notified; they will find it at their next poll");
@@ -180,15 +181,15 @@ async fn receive(inner: &Arc<Inner>, backoff: &mut Backoff) -> Result<(), sea_or
             () = inner.closing.cancelled() => return Ok(()),
         };
         match notification.payload().strip_prefix(inner.store.project.as_str()) {
-            Some("") => {
-                let inner = inner.clone();
-                inner.handle.clone().spawn(async move {
-                    tokio::time::sleep(SPREAD.mul_f64(fastrand::f64())).await;
-                    inner.wake.kick();
-                });
-            }
+            Some("") => wake(inner, false),
+            Some("\nlook") => wake(inner, true),
             Some(rest) if rest.starts_with('\n') => hear(inner, rest),
             _ => {}
         }
     }
+}
+
+fn wake(inner: &Arc<Inner>, look: bool) {
+    let inner = inner.clone();
+    inner.handle.clone().spawn(async move { inner.wake.heard(look).await });
 }

@@ -24,6 +24,8 @@ pub(crate) const ROWS: usize = 1000;
 pub(crate) const BYTES: usize = 4 << 20;
 /// Most operations that wait; beyond it callers and workers wait for room.
 const ROOM: usize = 16_384;
+/// How often a lane lets others go first while they add to what waits.
+const GATHER: usize = 8;
 /// How long a lost answer is asked for before a call is told that its fate is uncertain.
 const ASK: Duration = Duration::from_secs(10);
 
@@ -168,8 +170,27 @@ impl Writer {
         answer
     }
 
+    /// Lets those that were just woken hand over what they have: a batch of one, taken in haste, makes
+    /// all others wait for its commit. A lone call finds nobody, and goes on.
+    async fn gather(&self) {
+        let mut before = 0;
+        for _ in 0..GATHER {
+            let waiting = self.waiting();
+            if waiting == before || waiting >= ROWS {
+                return;
+            }
+            before = waiting;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn waiting(&self) -> usize {
+        let queues = self.lock();
+        queues.inserts.len() + queues.successes.len() + queues.others.len()
+    }
+
     /// The next batch for a lane: of the longest queue, so that none waits for ever.
-    fn next(&self) -> Option<Batch> {
+    fn next(&self, store: &Store) -> Option<Batch> {
         let mut queues = self.lock();
         let longest = queues.inserts.len().max(queues.successes.len()).max(queues.others.len());
         if longest == 0 {
@@ -177,8 +198,7 @@ impl Writer {
         }
         queues.busy += 1;
         if queues.inserts.len() == longest {
-            let bytes = |insert: &Insert| insert.row.bytes();
-            return Some(Batch::Inserts(take(&mut queues.inserts, bytes, |_| true)));
+            return Some(Batch::Inserts(take_inserts(&mut queues.inserts, store)));
         }
         // The answer to a batch goes by ids, so it holds no two ends of one task: an attempt that has
         // lost its task may end beside the one that has it now.
@@ -186,7 +206,8 @@ impl Writer {
         let first = |end: &End| ids.insert(end.settlement.id);
         let Queues { successes, others, .. } = &mut *queues;
         let ends = if successes.len() == longest { successes } else { others };
-        Some(Batch::Ends(take(ends, |end| end.settlement.bytes(), first)))
+        let count = fitting(ends, |end| end.settlement.bytes(), first);
+        Some(Batch::Ends(ends.drain(..count).collect()))
     }
 
     /// Leaves ends to the lane of the late ones. If there was no answer, one of them may be locked and
@@ -199,13 +220,13 @@ impl Writer {
         self.late.notify_one();
     }
 
-    fn next_keyed(&self) -> Option<Vec<Insert>> {
+    fn next_keyed(&self, store: &Store) -> Option<Vec<Insert>> {
         let mut queues = self.lock();
         if queues.keyed.is_empty() {
             return None;
         }
         queues.busy += 1;
-        Some(take(&mut queues.keyed, |insert| insert.row.bytes(), |_| true))
+        Some(take_inserts(&mut queues.keyed, store))
     }
 
     /// Something more is being written, until the guard is dropped.
@@ -271,18 +292,23 @@ impl Writer {
     }
 }
 
-fn take<T>(
-    queue: &mut VecDeque<T>,
+fn take_inserts(queue: &mut VecDeque<Insert>, store: &Store) -> Vec<Insert> {
+    let count = fitting(queue, |insert| insert.row.bytes(), |_| true);
+    queue.drain(..store.batch(count)).collect()
+}
+
+/// How many items fit into one statement: one at least.
+fn fitting<T>(
+    queue: &VecDeque<T>,
     bytes: impl Fn(&T) -> usize,
     mut goes: impl FnMut(&T) -> bool,
-) -> Vec<T> {
+) -> usize {
     let mut sum = 0;
     let fits = |item: &T| {
         sum += bytes(item);
         sum <= BYTES && goes(item)
     };
-    let count = queue.iter().take(ROWS).take_while(with(fits)).count().max(1);
-    queue.drain(..count).collect()
+    queue.iter().take(ROWS).take_while(with(fits)).count().max(1)
 }
 
 fn with<T>(mut test: impl FnMut(&T) -> bool) -> impl FnMut(&&T) -> bool {
@@ -301,7 +327,8 @@ pub(crate) async fn lane(inner: Arc<Inner>) {
         let work = writer.work.notified();
         tokio::pin!(work);
         work.as_mut().enable();
-        match writer.next() {
+        writer.gather().await;
+        match writer.next(&store) {
             Some(batch) => {
                 let _done = Done(writer);
                 match batch {
@@ -332,7 +359,7 @@ pub(crate) async fn keyed(inner: Arc<Inner>) {
     let writer = &inner.writer;
     let store = inner.store.kept();
     loop {
-        match writer.next_keyed() {
+        match writer.next_keyed(&store) {
             Some(batch) => {
                 let _done = Done(writer);
                 let contended = insert_keyed(&inner, &store, batch, false).await;

@@ -36,6 +36,25 @@ fn knows_skip_locked(version: &str) -> bool {
     if lower.contains("mariadb") { version >= (10, 6, 0) } else { version >= (8, 0, 1) }
 }
 
+/// The server describes each placeholder of a statement when it is prepared, and the driver keeps a
+/// hundred statements: lists have sizes that are powers of two. This one repeats its last item, which
+/// changes nothing where it is used.
+fn padded<T: Clone>(
+    items: impl ExactSizeIterator<Item = T> + Clone,
+) -> impl Iterator<Item = T> + Clone {
+    let size = items.len().next_power_of_two();
+    let last = items.clone().last().into_iter().cycle();
+    items.chain(last).take(size)
+}
+
+/// How many of so many rows go into one statement that cannot be padded.
+pub(super) fn batch(rows: usize) -> usize {
+    match rows {
+        0..=4 => rows,
+        _ => 1 << rows.ilog2(),
+    }
+}
+
 /// Fails as a whole if one row meets a unique index: the caller then splits the batch.
 pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis) -> Sql {
     let mut sql =
@@ -78,17 +97,13 @@ pub(super) fn succeed(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
         sql("update t_sys_mq_resend_log set status = 3, crash_count = 0, next_send_time = null, \
          locked_by = null");
     store.touch(&mut sql, "update_time", now).push(" where ");
-    // Sizes are powers of two, by repeating the last row, so that few statements are prepared and
-    // the driver's cache keeps them.
-    let last = rows.last().into_iter().cycle();
-    let padded = rows.iter().chain(last).take(rows.len().next_power_of_two());
-    guard(store, &mut sql, padded.map(|row| (row.id, row.fence)));
+    guard(store, &mut sql, rows.iter().map(|row| (row.id, row.fence)));
     sql
 }
 
 pub(super) fn settle(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
     let mut sql = sql("update t_sys_mq_resend_log t join (");
-    for (index, row) in rows.iter().enumerate() {
+    for (index, row) in padded(rows.iter()).enumerate() {
         let (id, fence, status) = (row.id as u64, row.fence, row.to.number());
         let (next, error) = (store.times.maybe(row.next), row.error.clone());
         if index == 0 {
@@ -115,7 +130,8 @@ pub(super) fn settle(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
 }
 
 /// The list of ids finds the rows, the list of pairs checks the fences.
-fn guard(store: &Store, sql: &mut Sql, held: impl Iterator<Item = (i64, i64)> + Clone) {
+fn guard(store: &Store, sql: &mut Sql, held: impl ExactSizeIterator<Item = (i64, i64)> + Clone) {
+    let held = padded(held);
     sql.push("id in ").list(held.clone().map(|held| held.0 as u64));
     sql.push(" and (id, fence) in (");
     for (index, (id, fence)) in held.enumerate() {
@@ -190,9 +206,9 @@ pub(super) async fn claim(
     sql.push("locked_by = ").bind(store.worker.as_str());
     sql.push(", next_send_time = ").bind(store.times.up(claim.until));
     store.touch(&mut sql, "update_time", claim.now);
-    sql.push(" where id in ").list(due.iter().map(|task| task.id.0 as u64));
+    sql.push(" where id in ").list(padded(due.iter()).map(|task| task.id.0 as u64));
     sql.push(" and (id, fence, status) in (");
-    for (index, task) in due.iter().enumerate() {
+    for (index, task) in padded(due.iter()).enumerate() {
         sql.push(if index == 0 { "(" } else { ", (" });
         sql.bind(task.id.0 as u64).push(", ").bind(task.fence).push(", ");
         sql.bind(task.status.number()).push(")");

@@ -28,39 +28,96 @@ pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis, conflict: Conf
     } else {
         ""
     });
-    sql.push(
-        "insert into t_sys_mq_resend_log (id, source, msg_key, topic, context, next_send_time, fence, \
-         locked_by, unique_key, task_name, max_retry, expire_time, trace_context, project_name, \
-         create_time, update_time) ",
-    );
     if let ([row], false) = (rows, impatient) {
         one(store, &mut sql, row, now);
         sql.push(skip);
         return sql;
     }
-    sql.push("select v.*, ");
+    sql.push(
+        "insert into t_sys_mq_resend_log (id, context, project_name, create_time, update_time, \
+         next_send_time, source, task_name, fence, locked_by, msg_key, topic, unique_key, max_retry, \
+         expire_time, trace_context) select v.id, v.context, ",
+    );
     sql.bind(store.project.as_str()).push(", ");
-    sql.bind(to_datetime(now)).push(", ").bind(to_datetime(now)).push(" from unnest(");
-    sql.bind(bigints(rows.iter().map(|row| row.id))).push("::text::bigint[], ");
-    sql.bind(ints(rows.iter().map(|row| Some(row.source)))).push("::text::int[], ");
-    sql.bind(texts(rows.iter().map(|row| Some(row.msg_key.as_str())))).push("::text::text[], ");
-    sql.bind(texts(rows.iter().map(|row| Some(row.topic.as_str())))).push("::text::text[], ");
-    sql.bind(texts(rows.iter().map(|row| row.context.as_deref()))).push("::text::text[], ");
-    sql.bind(times(rows.iter().map(|row| Some(row.next)))).push("::text::timestamptz[], ");
-    sql.bind(bigints(rows.iter().map(|row| row.fence()))).push("::text::bigint[], ");
-    sql.bind(texts(rows.iter().map(|row| row.held.then_some(store.worker.as_str()))));
-    sql.push("::text::text[], ");
-    sql.bind(texts(rows.iter().map(|row| row.unique_key.as_deref()))).push("::text::text[], ");
-    sql.bind(texts(rows.iter().map(|row| row.task_name.as_deref()))).push("::text::text[], ");
-    sql.bind(ints(rows.iter().map(|row| row.max_retry))).push("::text::int[], ");
-    sql.bind(times(rows.iter().map(|row| row.expire))).push("::text::timestamptz[], ");
-    sql.bind(texts(rows.iter().map(|row| row.trace.as_deref()))).push("::text::text[]");
-    sql.push(") as v");
+    sql.bind(to_datetime(now)).push(", ").bind(to_datetime(now));
+    columns(store, &mut sql, rows);
     if impatient {
         sql.push(" where exists (select from patience where set <> '')");
     }
     sql.push(skip);
     sql
+}
+
+/// The other columns, and where they come from. What all rows have in common is bound once instead of
+/// as an array; in groups, so that there are not too many statements to prepare.
+fn columns(store: &Store, sql: &mut Sql, rows: &[NewRow]) {
+    let text = |text: &Option<String>| Value::from(text.clone());
+    let first = &rows[0];
+    let same = |same: fn(&NewRow, &NewRow) -> bool| rows.iter().all(|row| same(row, first));
+    let due = same(|a, b| a.next == b.next);
+    let function = same(|a, b| (a.source, &a.task_name) == (b.source, &b.task_name));
+    let held = same(|a, b| a.held == b.held);
+    let trace = same(|a, b| a.trace == b.trace);
+    let rest = same(|a, b| {
+        let rest = |row: &NewRow| (row.max_retry, row.expire);
+        rest(a) == rest(b)
+            && (&a.msg_key, &a.topic, &a.unique_key) == (&b.msg_key, &b.topic, &b.unique_key)
+    });
+    let locked_by = |row: &NewRow| row.held.then(|| store.worker.clone());
+    let mut arrays = vec![
+        ("id", "bigint", bigints(rows.iter().map(|row| row.id))),
+        ("context", "text", texts(rows.iter().map(|row| row.context.as_deref()))),
+    ];
+    let mut put = |same: bool, name, kind, value: Value, array: &dyn Fn() -> String| {
+        if same {
+            sql.push(", ").bind(value).push("::").push(kind);
+        } else {
+            sql.push(", v.").push(name);
+            arrays.push((name, kind, array()));
+        }
+    };
+    put(due, "next_send_time", "timestamptz", to_datetime(first.next).into(), &|| {
+        times(rows.iter().map(|row| Some(row.next)))
+    });
+    put(function, "source", "int", first.source.into(), &|| {
+        ints(rows.iter().map(|row| Some(row.source)))
+    });
+    put(function, "task_name", "text", text(&first.task_name), &|| {
+        texts(rows.iter().map(|row| row.task_name.as_deref()))
+    });
+    put(held, "fence", "bigint", first.fence().into(), &|| {
+        bigints(rows.iter().map(NewRow::fence))
+    });
+    put(held, "locked_by", "text", locked_by(first).into(), &|| {
+        texts(rows.iter().map(|row| row.held.then_some(store.worker.as_str())))
+    });
+    put(rest, "msg_key", "text", first.msg_key.as_str().into(), &|| {
+        texts(rows.iter().map(|row| Some(row.msg_key.as_str())))
+    });
+    put(rest, "topic", "text", first.topic.as_str().into(), &|| {
+        texts(rows.iter().map(|row| Some(row.topic.as_str())))
+    });
+    put(rest, "unique_key", "text", text(&first.unique_key), &|| {
+        texts(rows.iter().map(|row| row.unique_key.as_deref()))
+    });
+    put(rest, "max_retry", "int", first.max_retry.into(), &|| {
+        ints(rows.iter().map(|row| row.max_retry))
+    });
+    put(rest, "expire_time", "timestamptz", first.expire.map(to_datetime).into(), &|| {
+        times(rows.iter().map(|row| row.expire))
+    });
+    put(trace, "trace_context", "text", text(&first.trace), &|| {
+        texts(rows.iter().map(|row| row.trace.as_deref()))
+    });
+    let mut names = String::new();
+    sql.push(" from unnest(");
+    for (index, (name, kind, array)) in arrays.into_iter().enumerate() {
+        let comma = if index == 0 { "" } else { ", " };
+        sql.push(comma).bind(array).push("::text::").push(kind).push("[]");
+        names.push_str(comma);
+        names.push_str(name);
+    }
+    sql.push(") as v(").push(&names).push(")");
 }
 
 /// The values of a single row: a lone call does not pay for arrays.
@@ -84,7 +141,12 @@ fn one(store: &Store, sql: &mut Sql, row: &NewRow, now: Millis) {
         to_datetime(now).into(),
         to_datetime(now).into(),
     ];
-    sql.push("values ").list(values);
+    sql.push(
+        "insert into t_sys_mq_resend_log (id, source, msg_key, topic, context, next_send_time, fence, \
+         locked_by, unique_key, task_name, max_retry, expire_time, trace_context, project_name, \
+         create_time, update_time) values ",
+    );
+    sql.list(values);
 }
 
 /// Successes, the common case, in a form of their own.
