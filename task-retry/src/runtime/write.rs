@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use sea_orm::DbErr;
+use sea_orm::{DbBackend, DbErr};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{error, warn};
 
@@ -172,11 +172,11 @@ impl Writer {
 
     /// Lets those that were just woken hand over what they have: a batch of one, taken in haste, makes
     /// all others wait for its commit. A lone call finds nobody, and goes on.
-    async fn gather(&self) {
+    async fn gather(&self, enough: usize) {
         let mut before = 0;
         for _ in 0..GATHER {
             let waiting = self.waiting();
-            if waiting == before || waiting >= ROWS {
+            if waiting == before || waiting >= enough {
                 return;
             }
             before = waiting;
@@ -323,11 +323,13 @@ pub(crate) fn closed() -> Error {
 pub(crate) async fn lane(inner: Arc<Inner>) {
     let writer = &inner.writer;
     let store = inner.store.kept();
+    // PostgreSQL's lanes are at work side by side; elsewhere fewer commits are worth more.
+    let enough = if store.times.backend == DbBackend::Postgres { 32 } else { ROWS };
     loop {
         let work = writer.work.notified();
         tokio::pin!(work);
         work.as_mut().enable();
-        writer.gather().await;
+        writer.gather(enough).await;
         match writer.next(&store) {
             Some(batch) => {
                 let _done = Done(writer);

@@ -85,9 +85,7 @@ fn columns(store: &Store, sql: &mut Sql, rows: &[NewRow]) {
     put(function, "task_name", "text", text(&first.task_name), &|| {
         texts(rows.iter().map(|row| row.task_name.as_deref()))
     });
-    put(held, "fence", "bigint", first.fence().into(), &|| {
-        bigints(rows.iter().map(NewRow::fence))
-    });
+    put(held, "fence", "bigint", first.fence().into(), &|| bigints(rows.iter().map(NewRow::fence)));
     put(held, "locked_by", "text", locked_by(first).into(), &|| {
         texts(rows.iter().map(|row| row.held.then_some(store.worker.as_str())))
     });
