@@ -7,7 +7,7 @@ use sea_orm::{ConnectionTrait, DbErr, TransactionTrait};
 use crate::call::{Call, Insertion, Scheduled};
 use crate::runtime::Inner;
 use crate::runtime::write::{BYTES, Backoff, ROWS};
-use crate::store::{ANSWER, Fault, Inserted, NewRow, in_time, steadily};
+use crate::store::{ANSWER, Conflict, Fault, Inserted, NewRow, Sql, in_time, steadily};
 use crate::{Enqueued, Error, ErrorKind, Result, Retryable, TaskId, TaskRetry};
 
 /// How long a lost commit is asked for.
@@ -96,7 +96,7 @@ pub async fn enqueue_all_in<C: Enqueue, T: ConnectionTrait>(
     let Some((retry, mut rows)) = prepare(calls)? else { return Ok(Vec::new()) };
     let inner = retry.open()?;
     inner.store.same_backend(transaction)?;
-    let Some(stored) = insert_all(inner, transaction, &mut rows, false).await? else {
+    let Some(stored) = insert_all(inner, transaction, &mut rows, false, false).await? else {
         return Err(Error::new(ErrorKind::Conflict, "an id was taken: try again"));
     };
     wake(inner, &rows);
@@ -107,7 +107,8 @@ fn prepare<C: Enqueue>(
     calls: impl IntoIterator<Item = C>,
 ) -> Result<Option<(TaskRetry, Vec<NewRow>)>> {
     let mut runtime: Option<TaskRetry> = None;
-    let mut rows = Vec::new();
+    let mut rows: Vec<NewRow> = Vec::new();
+    let mut now = None;
     for call in calls {
         let (retry, insertion): (TaskRetry, Insertion) = call.into_call().prepare()?;
         if runtime.as_ref().is_some_and(|first| !first.is(&retry)) {
@@ -117,7 +118,13 @@ fn prepare<C: Enqueue>(
             ));
         }
         runtime = Some(retry);
-        rows.push(insertion.into_row());
+        let is_due = insertion.is_due();
+        let mut row = insertion.into_row();
+        if is_due {
+            // All of them are due at one time, which is quicker to write.
+            row.next = *now.get_or_insert(row.next);
+        }
+        rows.push(row);
     }
     Ok(runtime.map(|retry| (retry, rows)))
 }
@@ -133,10 +140,10 @@ fn wake(inner: &Inner, rows: &[NewRow]) {
 async fn store_all(inner: &Inner, rows: &mut [NewRow]) -> Result<Vec<Enqueued>> {
     let until = Instant::now() + ASK;
     let mut backoff = Backoff::default();
-    let mut lost = false;
+    let (mut lost, mut plain) = (false, true);
     let mut repeats = 0;
     loop {
-        let error = match try_all(inner, rows, lost).await {
+        let error = match try_all(inner, rows, lost, plain).await {
             Ok(stored) => return Ok(stored),
             Err(error) => error,
         };
@@ -144,6 +151,7 @@ async fn store_all(inner: &Inner, rows: &mut [NewRow]) -> Result<Vec<Enqueued>> 
         lost |= fault == Fault::Lost;
         match fault {
             Fault::Repeat if repeats < 20 => repeats += 1,
+            Fault::Duplicate if plain => {}
             Fault::Lost | Fault::Unsent if lost && Instant::now() < until => {}
             _ if lost => {
                 let what =
@@ -152,14 +160,21 @@ async fn store_all(inner: &Inner, rows: &mut [NewRow]) -> Result<Vec<Enqueued>> 
             }
             _ => return Err(error.into()),
         }
+        plain = false;
         backoff.pause().await;
     }
 }
 
-async fn try_all(inner: &Inner, rows: &mut [NewRow], lost: bool) -> Result<Vec<Enqueued>, DbErr> {
+/// In the plain form an id that is taken fails it, as does a lost commit that had taken effect.
+async fn try_all(
+    inner: &Inner,
+    rows: &mut [NewRow],
+    lost: bool,
+    plain: bool,
+) -> Result<Vec<Enqueued>, DbErr> {
     let transaction = in_time(ANSWER, inner.store.db.pool().begin()).await?;
     let limit = ANSWER * (rows.len() / ROWS + 1) as u32;
-    match in_time(limit, insert_all(inner, &transaction, rows, lost)).await {
+    match in_time(limit, insert_all(inner, &transaction, rows, lost, plain)).await {
         Ok(Some(stored)) => {
             in_time(ANSWER, transaction.commit()).await?;
             Ok(stored)
@@ -196,31 +211,64 @@ async fn found(inner: &Inner, ids: &[i64], rows: &[NewRow]) -> Result<Vec<Enqueu
     Ok(stored)
 }
 
+/// The next rows to store, and their statement.
+struct Part {
+    size: usize,
+    sql: Sql,
+    conflict: Conflict,
+}
+
+impl Part {
+    /// Of these rows, if there are any, as many as fit, but no more than that.
+    fn of(inner: &Inner, rows: &[NewRow], most: usize, plain: bool) -> Option<Self> {
+        let mut bytes = 0;
+        let fits = rows.iter().take(most).take_while(|row| {
+            bytes += row.bytes();
+            bytes <= BYTES
+        });
+        let size = inner.store.batch(fits.count().max(1).min(rows.len()));
+        let rows = &rows[..size];
+        if rows.is_empty() {
+            return None;
+        }
+        // A row that stands alone is told of its obstacle.
+        let plain = plain && size > 1 && rows.iter().all(|row| row.unique_key.is_none());
+        let conflict = if plain { Conflict::Fail } else { Conflict::Skip };
+        let sql = inner.store.insertion(rows, inner.clock.now(), conflict);
+        Some(Self { size, sql, conflict })
+    }
+}
+
 /// Inserts all rows; `None` if one of them is there already since an earlier commit was lost.
 async fn insert_all<C: ConnectionTrait>(
     inner: &Inner,
     db: &C,
     rows: &mut [NewRow],
     lost: bool,
+    plain: bool,
 ) -> Result<Option<Vec<Enqueued>>, DbErr> {
     let mut stored = Vec::with_capacity(rows.len());
     let mut start = 0;
-    while start < rows.len() {
-        let mut size = rows[start..].iter().take(ROWS).count();
-        let mut bytes = 0;
-        let fits = rows[start..start + size].iter().take_while(|row| {
-            bytes += row.bytes();
-            bytes <= BYTES
-        });
-        size = inner.store.batch(fits.count().max(1));
+    let mut part = Part::of(inner, rows, ROWS, plain);
+    while let Some(Part { size, sql, conflict }) = part {
+        let batch = &rows[start..start + size];
+        // The next statement is written while the database carries this one out.
+        let (inserted, next) =
+            tokio::join!(inner.store.carry_out(db, sql, batch, conflict), async {
+                Part::of(inner, &rows[start + size..], ROWS, plain)
+            });
         // On MySQL a duplicate fails its whole statement: halve it until the row stands alone.
-        let inserted = loop {
-            let batch = &rows[start..start + size];
-            match inner.store.insert(db, batch, inner.clock.now()).await {
-                Err(error) if size > 1 && Fault::of(&error) == Fault::Duplicate => size /= 2,
-                result => break result?,
-            }
+        let halve = |error: &DbErr| {
+            conflict == Conflict::Skip && size > 1 && Fault::of(error) == Fault::Duplicate
         };
+        let inserted = match inserted {
+            Err(error) if halve(&error) => {
+                part = Part::of(inner, &rows[start..], size / 2, plain);
+                continue;
+            }
+            inserted => inserted?,
+        };
+        part = next;
         for (offset, inserted) in inserted.into_iter().enumerate() {
             let row = &mut rows[start + offset];
             stored.push(match inserted {

@@ -319,6 +319,11 @@ impl Insertion {
         Ok(Self { row, handler: handler.clone(), args, now })
     }
 
+    /// Whether it is due as soon as it is stored.
+    pub(crate) fn is_due(&self) -> bool {
+        self.now
+    }
+
     /// The row, for a transaction.
     pub(crate) fn into_row(self) -> NewRow {
         self.row

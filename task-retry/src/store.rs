@@ -31,7 +31,8 @@ use self::dedicated::Db;
 pub(crate) use self::fault::{ANSWER, Fault, in_time, is_timeout, steadily};
 pub(crate) use self::layout::Layout;
 use self::row::{get, id, status};
-use self::sql::{OPEN, Sql, TABLE, Times};
+pub(crate) use self::sql::Sql;
+use self::sql::{OPEN, TABLE, Times};
 use crate::clock::{Clock, Millis};
 use crate::task::Options;
 use crate::{Error, ErrorKind, Result, Status, TaskId, TaskLog};
@@ -419,11 +420,26 @@ impl Store {
         now: Millis,
         conflict: Conflict,
     ) -> Result<Vec<Inserted>, DbErr> {
-        let sql = match self.backend() {
+        self.carry_out(db, self.insertion(rows, now, conflict), rows, conflict).await
+    }
+
+    /// The statement that stores rows.
+    pub(crate) fn insertion(&self, rows: &[NewRow], now: Millis, conflict: Conflict) -> Sql {
+        match self.backend() {
             DbBackend::MySql => mysql::insert(self, rows, now),
             DbBackend::Postgres => postgres::insert(self, rows, now, conflict),
             _ => sqlite::insert(self, rows, now, conflict),
-        };
+        }
+    }
+
+    /// Stores these rows by their statement.
+    pub(crate) async fn carry_out<C: ConnectionTrait>(
+        &self,
+        db: &C,
+        sql: Sql,
+        rows: &[NewRow],
+        conflict: Conflict,
+    ) -> Result<Vec<Inserted>, DbErr> {
         let stored: HashSet<i64> = match self.backend() {
             backend if backend == DbBackend::MySql || conflict == Conflict::Fail => {
                 match db.execute_raw(sql.build()).await {

@@ -1,4 +1,4 @@
-//! What PostgreSQL is asked in its own way: arrays of values, as text.
+//! What PostgreSQL is asked in its own way: arrays of values.
 
 use sea_orm::{DbBackend, Value};
 
@@ -55,7 +55,8 @@ fn columns(store: &Store, sql: &mut Sql, rows: &[NewRow]) {
     let first = &rows[0];
     let same = |same: fn(&NewRow, &NewRow) -> bool| rows.iter().all(|row| same(row, first));
     let due = same(|a, b| a.next == b.next);
-    let function = same(|a, b| (a.source, &a.task_name) == (b.source, &b.task_name));
+    // A source is one function, which has one name.
+    let function = same(|a, b| a.source == b.source);
     let held = same(|a, b| a.held == b.held);
     let trace = same(|a, b| a.trace == b.trace);
     let rest = same(|a, b| {
@@ -64,16 +65,19 @@ fn columns(store: &Store, sql: &mut Sql, rows: &[NewRow]) {
             && (&a.msg_key, &a.topic, &a.unique_key) == (&b.msg_key, &b.topic, &b.unique_key)
     });
     let locked_by = |row: &NewRow| row.held.then(|| store.worker.clone());
-    let mut arrays = vec![
-        ("id", "bigint", bigints(rows.iter().map(|row| row.id))),
-        ("context", "text", texts(rows.iter().map(|row| row.context.as_deref()))),
-    ];
+    let contexts: Option<Vec<String>> = rows.iter().map(|row| row.context.clone()).collect();
+    let (context_as, contexts) = match contexts {
+        Some(contexts) => ("", Value::from(contexts)),
+        None => ("text::", texts(rows.iter().map(|row| row.context.as_deref())).into()),
+    };
+    let ids = bigints(rows.iter().map(|row| row.id)).into();
+    let mut arrays = vec![("id", "", "bigint", ids), ("context", context_as, "text", contexts)];
     let mut put = |same: bool, name, kind, value: Value, array: &dyn Fn() -> String| {
         if same {
             sql.push(", ").bind(value).push("::").push(kind);
         } else {
             sql.push(", v.").push(name);
-            arrays.push((name, kind, array()));
+            arrays.push((name, "text::", kind, array().into()));
         }
     };
     put(due, "next_send_time", "timestamptz", to_datetime(first.next).into(), &|| {
@@ -85,7 +89,9 @@ fn columns(store: &Store, sql: &mut Sql, rows: &[NewRow]) {
     put(function, "task_name", "text", text(&first.task_name), &|| {
         texts(rows.iter().map(|row| row.task_name.as_deref()))
     });
-    put(held, "fence", "bigint", first.fence().into(), &|| bigints(rows.iter().map(NewRow::fence)));
+    put(held, "fence", "bigint", first.fence().into(), &|| {
+        ints(rows.iter().map(|row| Some(row.held.into())))
+    });
     put(held, "locked_by", "text", locked_by(first).into(), &|| {
         texts(rows.iter().map(|row| row.held.then_some(store.worker.as_str())))
     });
@@ -109,9 +115,9 @@ fn columns(store: &Store, sql: &mut Sql, rows: &[NewRow]) {
     });
     let mut names = String::new();
     sql.push(" from unnest(");
-    for (index, (name, kind, array)) in arrays.into_iter().enumerate() {
+    for (index, (name, by_way_of, kind, array)) in arrays.into_iter().enumerate() {
         let comma = if index == 0 { "" } else { ", " };
-        sql.push(comma).bind(array).push("::text::").push(kind).push("[]");
+        sql.push(comma).bind(array).push("::").push(by_way_of).push(kind).push("[]");
         names.push_str(comma);
         names.push_str(name);
     }
@@ -161,9 +167,8 @@ pub(super) fn succeed(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
         return sql;
     }
     sql.push(" from unnest(");
-    sql.bind(bigints(rows.iter().map(|row| row.id))).push("::text::bigint[], ");
-    sql.bind(bigints(rows.iter().map(|row| row.fence)))
-        .push("::text::bigint[]) as v(id, fence) where ");
+    hidden(&mut sql, rows.iter().map(|row| row.id)).push(", ");
+    hidden(&mut sql, rows.iter().map(|row| row.fence)).push(") as v(id, fence) where ");
     guard(store, &mut sql);
     sql
 }
@@ -175,8 +180,8 @@ pub(super) fn settle(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
          crash_count = case when v.status = 3 then 0 else t.crash_count end, locked_by = null, \
          update_time = ");
     sql.bind(to_datetime(now)).push(" from unnest(");
-    sql.bind(bigints(rows.iter().map(|row| row.id))).push("::text::bigint[], ");
-    sql.bind(bigints(rows.iter().map(|row| row.fence))).push("::text::bigint[], ");
+    hidden(&mut sql, rows.iter().map(|row| row.id)).push(", ");
+    hidden(&mut sql, rows.iter().map(|row| row.fence)).push(", ");
     sql.bind(ints(rows.iter().map(|row| Some(row.to.number().into())))).push("::text::int[], ");
     sql.bind(ints(rows.iter().map(|row| Some(row.send_count as i32)))).push("::text::int[], ");
     sql.bind(times(rows.iter().map(|row| row.next))).push("::text::timestamptz[], ");
@@ -199,8 +204,8 @@ pub(super) fn settle_and_keep(store: &Store, rows: &[Settlement], now: Millis) -
             ", results as (insert into t_task_retry_result (task_id, fence, result) \
              select v.* from unnest(",
         );
-        sql.bind(bigints(results().map(|(row, _)| row.id))).push("::text::bigint[], ");
-        sql.bind(bigints(results().map(|(row, _)| row.fence))).push("::text::bigint[], ");
+        sql.bind(bigints(results().map(|(row, _)| row.id))).push("::bigint[], ");
+        sql.bind(bigints(results().map(|(row, _)| row.fence))).push("::bigint[], ");
         sql.bind(texts(results().map(|(_, result)| Some(result)))).push("::text::text[]");
         sql.push(
             ") as v(id, fence, result) join landed on landed.id = v.id on conflict (task_id) \
@@ -214,14 +219,14 @@ pub(super) fn settle_and_keep(store: &Store, rows: &[Settlement], now: Millis) -
              (task_id, fence, attempt, start_time, duration_ms, error, worker) select v.*, ",
         );
         sql.bind(store.worker.as_str()).push("::text from unnest(");
-        sql.bind(bigints(attempts().map(|(row, _)| row.id))).push("::text::bigint[], ");
-        sql.bind(bigints(attempts().map(|(row, _)| row.fence))).push("::text::bigint[], ");
+        sql.bind(bigints(attempts().map(|(row, _)| row.id))).push("::bigint[], ");
+        sql.bind(bigints(attempts().map(|(row, _)| row.fence))).push("::bigint[], ");
         sql.bind(ints(attempts().map(|(row, _)| Some(row.send_count as i32))));
         sql.push("::text::int[], ");
         sql.bind(times(attempts().map(|(_, attempt)| Some(attempt.start))));
         sql.push("::text::timestamptz[], ");
         sql.bind(bigints(attempts().map(|(_, attempt)| attempt.millis)));
-        sql.push("::text::bigint[], ");
+        sql.push("::bigint[], ");
         let error = |row: &Settlement| row.error.clone().unwrap_or_default();
         let errors: Vec<String> = attempts().map(|(row, _)| error(row)).collect();
         sql.bind(texts(errors.iter().map(|error| Some(error.as_str())))).push("::text::text[]");
@@ -245,8 +250,8 @@ fn guard(store: &Store, sql: &mut Sql) {
 
 pub(super) fn renew(store: &Store, held: &[(i64, i64)], until: Millis) -> Sql {
     let mut sql = sql("with mine as (select t.id from t_sys_mq_resend_log t join unnest(");
-    sql.bind(bigints(held.iter().map(|held| held.0))).push("::text::bigint[], ");
-    sql.bind(bigints(held.iter().map(|held| held.1))).push("::text::bigint[]) as v(id, fence) on ");
+    hidden(&mut sql, held.iter().map(|held| held.0)).push(", ");
+    hidden(&mut sql, held.iter().map(|held| held.1)).push(") as v(id, fence) on ");
     guard(store, &mut sql);
     sql.push(" order by t.id for update of t skip locked) ");
     // Never back: an earlier renewal whose connection was lost may arrive after a later one.
@@ -291,8 +296,14 @@ pub(super) fn finite(column: &str) -> String {
     )
 }
 
-fn bigints(values: impl Iterator<Item = i64>) -> String {
-    array(values.map(Some), |out, value| out.push_str(&value.to_string()))
+/// An array whose length the planner does not know. Of a thousand rows that it sees it may think that they
+/// are found quickest by a scan of the whole table.
+fn hidden(sql: &mut Sql, values: impl Iterator<Item = i64>) -> &mut Sql {
+    sql.push("(select ").bind(bigints(values)).push("::bigint[])")
+}
+
+fn bigints(values: impl Iterator<Item = i64>) -> Vec<i64> {
+    values.collect()
 }
 
 fn ints(values: impl Iterator<Item = Option<i32>>) -> String {
@@ -307,7 +318,8 @@ fn times(values: impl Iterator<Item = Option<Millis>>) -> String {
     array(values, |out, time| quote(out, &to_datetime(time).format("%F %T%.3f+00").to_string()))
 }
 
-/// An array as PostgreSQL reads it from text, since the driver's own arrays cannot hold nulls.
+/// An array as PostgreSQL reads it from text, since those of the driver, which are quicker, hold no
+/// nulls.
 fn array<T>(values: impl Iterator<Item = Option<T>>, write: impl Fn(&mut String, T)) -> String {
     let mut out = String::from("{");
     for (index, value) in values.enumerate() {
@@ -341,12 +353,12 @@ fn quote(out: &mut String, text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::{bigints, texts, times};
+    use super::{ints, texts, times};
 
     #[test]
     fn arrays_are_quoted() {
-        assert_eq!(bigints([1, -2].into_iter()), "{1,-2}");
-        assert_eq!(bigints([].into_iter()), "{}");
+        assert_eq!(ints([Some(1), None, Some(-2)].into_iter()), "{1,null,-2}");
+        assert_eq!(ints([].into_iter()), "{}");
         let hard = [None, Some(""), Some("null"), Some(r#"a "b" \c, {d}"#), Some("\n中")];
         assert_eq!(
             texts(hard.into_iter()),
