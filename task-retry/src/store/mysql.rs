@@ -57,21 +57,38 @@ pub(super) fn batch(rows: usize) -> usize {
 
 /// Fails as a whole if one row meets a unique index: the caller then splits the batch.
 pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis) -> Sql {
+    // Most tasks have none of these, and each value of each row has its price.
+    let more = rows.iter().any(|row| {
+        !row.msg_key.is_empty()
+            || !row.topic.is_empty()
+            || row.unique_key.is_some()
+            || row.max_retry.is_some()
+            || row.expire.is_some()
+            || row.trace.is_some()
+    });
     let mut sql =
-        sql("insert into t_sys_mq_resend_log (id, project_name, source, msg_key, topic, context, \
-         next_send_time, create_time, fence, locked_by, unique_key, task_name, max_retry, \
-         expire_time, trace_context) values ");
+        sql("insert into t_sys_mq_resend_log (id, project_name, source, context, next_send_time, \
+         create_time, fence, locked_by, task_name, msg_key, topic");
+    if more {
+        sql.push(", unique_key, max_retry, expire_time, trace_context");
+    }
+    sql.push(") values ");
     for (index, row) in rows.iter().enumerate() {
         sql.push(if index == 0 { "(" } else { ", (" });
         sql.bind(row.id as u64).push(", ").bind(store.project.as_str()).push(", ");
-        sql.bind(row.source).push(", ").bind(row.msg_key.as_str()).push(", ");
-        sql.bind(row.topic.as_str()).push(", ").bind(row.context.clone()).push(", ");
+        sql.bind(row.source).push(", ").bind(row.context.clone()).push(", ");
         let due = if row.held { store.times.up(row.next) } else { store.times.down(row.next) };
         sql.bind(due).push(", ").bind(store.times.down(now)).push(", ");
         sql.bind(row.fence()).push(", ").bind(row.held.then(|| store.worker.clone())).push(", ");
-        sql.bind(row.unique_key.clone()).push(", ").bind(row.task_name.clone()).push(", ");
-        sql.bind(row.max_retry).push(", ").bind(store.times.maybe(row.expire)).push(", ");
-        sql.bind(row.trace.clone()).push(")");
+        sql.bind(row.task_name.clone());
+        if more {
+            sql.push(", ").bind(row.msg_key.as_str()).push(", ").bind(row.topic.as_str());
+            sql.push(", ").bind(row.unique_key.clone()).push(", ").bind(row.max_retry);
+            sql.push(", ").bind(store.times.maybe(row.expire)).push(", ").bind(row.trace.clone());
+        } else {
+            sql.push(", '', ''");
+        }
+        sql.push(")");
     }
     sql
 }

@@ -315,12 +315,22 @@ fn texts<'a>(values: impl Iterator<Item = Option<&'a str>>) -> String {
 }
 
 fn times(values: impl Iterator<Item = Option<Millis>>) -> String {
-    array(values, |out, time| quote(out, &to_datetime(time).format("%F %T%.3f+00").to_string()))
+    // Many rows of a batch have the same time.
+    let mut last = (None, String::new());
+    array(values, move |out, time| {
+        if last.0 != Some(time) {
+            last = (Some(time), to_datetime(time).format("\"%F %T%.3f+00\"").to_string());
+        }
+        out.push_str(&last.1);
+    })
 }
 
 /// An array as PostgreSQL reads it from text, since those of the driver, which are quicker, hold no
 /// nulls.
-fn array<T>(values: impl Iterator<Item = Option<T>>, write: impl Fn(&mut String, T)) -> String {
+fn array<T>(
+    values: impl Iterator<Item = Option<T>>,
+    mut write: impl FnMut(&mut String, T),
+) -> String {
     let mut out = String::from("{");
     for (index, value) in values.enumerate() {
         if index > 0 {
