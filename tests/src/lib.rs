@@ -116,6 +116,13 @@ impl TestDb {
         Self { kind, url: format!("{base}/{name}"), name, admin: Some(admin.to_owned()) }
     }
 
+    /// Whether processes hear each other through it: on PostgreSQL, but not through PgBouncer in
+    /// transaction mode, where nobody can listen.
+    pub fn notifies(&self) -> bool {
+        let pooler = std::env::var("TASK_RETRY_TEST_PGBOUNCER").ok();
+        self.kind == Kind::Postgres && (self.admin.is_none() || self.admin != pooler)
+    }
+
     /// A connection beside the runtime's.
     pub async fn connect(&self) -> DatabaseConnection {
         let mut options = sea_orm::ConnectOptions::new(&self.url);
