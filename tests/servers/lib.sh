@@ -30,6 +30,17 @@ settings() {
   done
 }
 
+# data_folder DIR: makes the folder DIR/data, on another disk where DATABASE_FOLDER names a folder of it.
+data_folder() {
+  local data=$1/data
+  if [[ -n ${DATABASE_FOLDER-} ]]; then
+    data=$DATABASE_FOLDER/data
+    rm -rf "$data" # of an attempt before
+    ln -s "$data" "$1/data"
+  fi
+  mkdir -m 700 "$data"
+}
+
 # free_port TAKEN…: prints a port that nothing listens on, below the range that the system hands out by itself.
 free_port() {
   local port

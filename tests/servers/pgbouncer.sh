@@ -31,6 +31,7 @@ pgbouncer_create() {
   pgbouncer_command "$pgbouncer_root"
   # It refuses to run as root, but not to be started so.
   if is_root; then user=nobody; fi
+  # Other roles, which tests make, it asks the server for.
   echo '"postgres" ""' >"$dir/users"
   chmod 644 "$dir/users"
   cat >"$dir/pgbouncer.ini" <<INI
@@ -44,6 +45,7 @@ unix_socket_dir =
 ${user:+user = $user}
 auth_type = trust
 auth_file = $dir/users
+auth_user = postgres
 pool_mode = transaction
 ignore_startup_parameters = extra_float_digits
 max_prepared_statements = 200
