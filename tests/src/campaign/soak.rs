@@ -20,7 +20,7 @@ const SAMPLE: Duration = Duration::from_secs(2);
 /// See [`SAMPLE`].
 const FAULT: Duration = Duration::from_secs(4);
 /// So much more memory at the end is no growth: a tenth, and this many kilobytes.
-const MEMORY: u64 = 8 << 10;
+const MEMORY: u64 = 3 << 10;
 /// So many more connections at the end are no growth: a tenth, and this many.
 const CONNECTIONS: u64 = 3;
 
