@@ -30,6 +30,17 @@ settings() {
   done
 }
 
+# data_folder DIR: makes the folder DIR/data, on another disk where DATABASE_FOLDER names a folder of it.
+data_folder() {
+  local data=$1/data
+  if [[ -n ${DATABASE_FOLDER-} ]]; then
+    data=$DATABASE_FOLDER/data
+    rm -rf "$data" # of an attempt before
+    ln -s "$data" "$1/data"
+  fi
+  mkdir -m 700 "$data"
+}
+
 # free_port TAKEN…: prints a port that nothing listens on, below the range that the system hands out by itself.
 free_port() {
   local port
@@ -58,6 +69,72 @@ install_packages() {
   fi
   say "installed $* in $((SECONDS - started)) s"
 }
+
+# fetched NAME TITLE PACKAGE MB HINT: gets what Debian has only in unstable: PACKAGE and all that it needs, MB large, is
+# unpacked into the folder NAME/root of the cache, not installed. NAME_command ROOT sets `program`, the command with which
+# the program of the PATH runs, or that in ROOT by the loader and with the libraries that it was built for, and fails if
+# there is neither; HINT says what to do where nothing can be fetched.
+fetched() {
+  local name=$1 title=$2
+  local -a program
+  "${name}_command" "$cache/$name/root" && return
+  mkdir -p "$cache/$name"
+  (
+    exec 8>"$cache/$name/lock"
+    if ! flock -n 8; then
+      say "another run is fetching $title; waiting for it …"
+      flock 8
+    fi
+    "${name}_command" "$cache/$name/root" || fetch "$@"
+  ) || die "no $title: see above"
+}
+
+# Unpacks it beside its place and moves it there when it has run, so that what was interrupted is never taken for whole.
+fetch() {
+  local name=$1 title=$2 package=$3 size=$4 hint=$5
+  local root=$cache/$name/root new=$cache/$name/new started=$SECONDS mirror keyring deb attempt
+  local -a apt
+  mirror=$(debian_mirror)
+  [[ -n $mirror ]] || { say "apt-get knows no Debian mirror to take $title from: $hint"; return 1; }
+  keyring=$(printf '%s\n' /usr/share/keyrings/debian-archive-keyring.{gpg,pgp} | xargs -r ls 2>/dev/null | head -n 1)
+  say "fetching $title, about $size MB, once, into $cache/$name …"
+  rm -rf "$new" "$root"
+  mkdir -p "$new"/{root,lists/partial,archives/partial}
+  : >"$new/status"
+  echo "deb ${keyring:+[signed-by=$keyring] }$mirror unstable main" >"$new/sources.list"
+  apt=(apt-get -q -y -o Dir::Etc::SourceList="$new/sources.list" -o Dir::Etc::SourceParts=/dev/null
+    -o Dir::State::Lists="$new/lists" -o Dir::State::Status="$new/status" -o Dir::Cache="$new"
+    -o Debug::NoLocking=1 -o APT::Sandbox::User="$(id -un)" -o APT::Install-Recommends=0
+    -o Acquire::Languages=none -o Acquire::Retries=3
+    -o Acquire::Check-Valid-Until=false) # mirrors that lag do; the signatures are still checked
+  for attempt in 1 2 3; do # the archive may change between the two commands
+    "${apt[@]}" update && "${apt[@]}" --download-only install "$package" && break
+    ((attempt < 3)) && sleep 5
+  done </dev/null >"$new/log" 2>&1 || { tail -n 20 "$new/log" >&2; say "fetching $title failed"; return 1; }
+  for deb in "$new"/archives/*.deb; do dpkg -x "$deb" "$new/root" || return 1; done
+  if ! { "${name}_command" "$new/root" && "${program[@]}" --version; } >>"$new/log" 2>&1; then
+    tail -n 20 "$new/log" >&2
+    say "the $title that was fetched does not run"
+    return 1
+  fi
+  mv "$new/root" "$root" || return 1
+  rm -rf "$new"
+  say "fetched $title in $((SECONDS - started)) s"
+}
+
+debian_mirror() {
+  local attempt
+  for attempt in 1 2; do
+    # shellcheck disable=SC2016 # apt-get's own variable
+    apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' 'Label: Debian' 'Created-By: Packages' 2>/dev/null |
+      grep -m 1 . && return
+    # A new machine has no lists yet.
+    ((attempt == 1)) && is_root && apt-get -q update </dev/null >/dev/null 2>&1 || return 0
+  done
+}
+
+# loader_of ROOT: prints the loader of the system that is unpacked there; its libraries are beside it.
+loader_of() { printf '%s\n' "$1"/usr/lib/*-linux-gnu*/ld-linux*.so.* | head -n 1; }
 
 # start_server NAME: creates and starts one server; run in a job of its own, beside the others.
 start_server() {

@@ -42,7 +42,8 @@ ist.recv_addr=127.0.0.1:$(free_port "$port")"
 mariadb_install() {
   # A MariaDB that starts removes the temporary tables that it finds in its tmpdir, those of others too.
   mkdir -p "$dir/tmp"
-  if is_root; then chown "$user" "$dir/tmp"; fi
+  data_folder "$dir"
+  if is_root; then chown "$user" "$dir/tmp" "$dir/data"; fi
   (cd "$dir" && mariadb-install-db --no-defaults --user="$user" --datadir="$dir/data" --tmpdir="$dir/tmp" \
     --auth-root-authentication-method=normal --skip-test-db) \
     >"$dir/init.log" 2>&1 || { cat "$dir/init.log" >&2; die "mariadb-install-db failed"; }

@@ -16,7 +16,9 @@ postgres_create() {
   local dir=$1 port=$2 bin
   local -a as=()
   postgres_folder
-  (cd "$dir" && "${as[@]}" "$bin/initdb" -D "$dir/data" -U postgres -A trust -E UTF8 --locale=C --no-sync) \
+  # shellcheck disable=SC2086 # some options
+  (cd "$dir" && "${as[@]}" "$bin/initdb" -D "$dir/data" -U postgres -A trust -E UTF8 --locale=C --no-sync \
+    ${POSTGRES_INITDB-}) \
     >"$dir/init.log" 2>&1 || { tail -n 15 "$dir/init.log" >&2; die "initdb failed"; }
   postgres_settings
 }
@@ -34,12 +36,12 @@ postgres_standby() {
 # Makes the folder for the data of `dir`, and sets `bin` and `as`, what to put before a command.
 postgres_folder() {
   bin=$(postgres_bin)
-  mkdir -m 700 "$dir/data"
+  data_folder "$dir"
   # It refuses to run as root. setpriv, unlike runuser, leaves no process in between, so the number is the server's.
   if is_root; then
     id postgres >/dev/null 2>&1 || die "PostgreSQL does not run as root, and there is no user postgres to run it as"
     as=(setpriv --reuid=postgres --regid=postgres --init-groups --)
-    chown postgres: "$dir/data"
+    chown postgres: "$dir/data" # also through a link
     "${as[@]}" test -w "$dir/data" || die "the user postgres cannot reach $dir: set TMPDIR to a folder that it can enter"
   fi
 }

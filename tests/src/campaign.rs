@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -21,12 +21,14 @@ mod check;
 mod crew;
 mod database;
 mod ledger;
+mod soak;
 
 use self::check::check;
-use self::crew::Crew;
+use self::crew::{Crew, faketime};
 use self::database::{Database, pair, trouble};
 pub use self::ledger::{Ledger, Line, now};
 use self::ledger::{Reader, Seen};
+pub use self::soak::{Soak, soak};
 
 /// The source of the workers' function.
 pub const WORK: i32 = 1100;
@@ -38,6 +40,8 @@ pub const POLL: Duration = Duration::from_millis(100);
 pub const RETRY: Duration = Duration::from_secs(1);
 /// The clocks of two processes may be so far apart: half of what an answer took that one of them got.
 const APART: Duration = Duration::from_millis(250);
+/// So many moves of clocks, at the least, are seen by workers.
+const MOVES: u32 = 10;
 /// Processes at work at a time.
 const WORKERS: usize = 4;
 
@@ -107,6 +111,8 @@ pub struct Report {
     pub at_points: BTreeMap<String, u32>,
     /// SIGSTOPs of workers, for longer than a lease.
     pub stops: u32,
+    /// Moves of a worker's wall clock by an hour or two that it saw.
+    pub clocks_moved: u32,
     /// Graceful ends of workers.
     pub shutdowns: u32,
     /// Faults of the database, by kind.
@@ -144,8 +150,8 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "  {} kills, {} stops beyond the lease, {} shutdowns",
-            self.kills, self.stops, self.shutdowns
+            "  {} kills, {} stops beyond the lease, {} shutdowns, {} clocks moved",
+            self.kills, self.stops, self.shutdowns, self.clocks_moved
         )?;
         writeln!(f, "  killed at points: {}", points.join(", "))?;
         writeln!(f, "  faults of the database: {}", list(&self.faults))?;
@@ -175,15 +181,7 @@ struct Trouble {
 
 /// Runs a campaign; `None` where its server is not there.
 pub async fn run(kind: Kind, size: Size, seed: u64) -> Option<Report> {
-    let (db, database) = if kind == Kind::Sqlite {
-        (TestDb::create(kind).await?, Database::Sqlite)
-    } else {
-        let server = Server::start(kind).await?;
-        let mut db = TestDb::create_at(kind, &server.url()).await;
-        let proxy = Proxy::start(&db.url).await;
-        db.url = proxy.url(&db.url);
-        (db, Database::Server(server, proxy))
-    };
+    let (db, database) = open(kind).await?;
     Some(campaign(&format!("{kind:?}"), db, database, size, seed).await)
 }
 
@@ -211,20 +209,35 @@ pub async fn run_cluster(size: Size, seed: u64) -> Option<Report> {
     Some(campaign("MariaDb in a Galera cluster", db, database, size, seed).await)
 }
 
-async fn campaign(name: &str, db: TestDb, database: Database, size: Size, seed: u64) -> Report {
+/// A database of its own, on a server of its own behind a proxy.
+async fn open(kind: Kind) -> Option<(TestDb, Database)> {
+    if kind == Kind::Sqlite {
+        return Some((TestDb::create(kind).await?, Database::Sqlite));
+    }
+    let server = Server::start(kind).await?;
+    let mut db = TestDb::create_at(kind, &server.url()).await;
+    let proxy = Proxy::start(&db.url).await;
+    db.url = proxy.url(&db.url);
+    Some((db, Database::Server(server, proxy)))
+}
+
+/// Makes the table, and a folder with an empty ledger.
+async fn prepare(db: &TestDb) -> (PathBuf, Reader) {
     let looker = db.builder().only::<()>().job(false).start().await.expect("the table is made");
     looker.shutdown().await.expect("the runtime ends");
-
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let folder = format!("task-retry-campaign-{}-{count}", std::process::id());
     let folder = std::env::temp_dir().join(folder);
     std::fs::create_dir_all(&folder).expect("a folder");
-    let began = Instant::now();
-    let ledger = Ledger::open(&folder);
-    drop(ledger);
+    drop(Ledger::open(&folder));
     let file = File::open(folder.join("ledger")).expect("the ledger is there");
-    let mut reader = Reader { file, rest: Vec::new(), seen: Seen::default() };
+    (folder, Reader { file, rest: Vec::new(), seen: Seen::default() })
+}
+
+async fn campaign(name: &str, db: TestDb, database: Database, size: Size, seed: u64) -> Report {
+    let (folder, mut reader) = prepare(&db).await;
+    let began = Instant::now();
     let mut report = Report { name: name.to_owned(), ..Report::default() };
     let mut troubles = Vec::new();
     let random = fastrand::Rng::with_seed(seed);
@@ -244,7 +257,10 @@ async fn campaign(name: &str, db: TestDb, database: Database, size: Size, seed: 
     };
     let settings =
         Settings { url: String::new(), folder: folder.clone(), first: 0, at: None, rate: 250 };
-    let mut crew = Crew { settings, urls, workers: Vec::new(), random, made: 0 };
+    // All processes that share a file share the clock of their machine.
+    let faketime = if matches!(*database, Database::Sqlite) { None } else { faketime() };
+    let moves = if faketime.is_some() { MOVES } else { 0 };
+    let mut crew = Crew { settings, faketime, urls, workers: Vec::new(), random, made: 0 };
     let most = Duration::from_secs(
         120 + u64::from(size.kills) + 6 * u64::from(size.faults) + size.tasks / 200,
     );
@@ -255,8 +271,10 @@ async fn campaign(name: &str, db: TestDb, database: Database, size: Size, seed: 
         let hits = |point: &&str| reader.seen.hits.get(*point).copied().unwrap_or(0);
         let fewest = failpoints::ALL.iter().map(hits).min().unwrap_or(0);
         let enough = report.kills >= size.kills && fewest >= size.kills / 10;
-        let done =
-            enough && reader.seen.accepted.len() as u64 >= size.tasks && faults.is_finished();
+        let done = enough
+            && reader.seen.accepted.len() as u64 >= size.tasks
+            && reader.seen.moved >= moves
+            && faults.is_finished();
         if done {
             break;
         }
@@ -273,27 +291,46 @@ async fn campaign(name: &str, db: TestDb, database: Database, size: Size, seed: 
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     stop.store(true, Ordering::Relaxed);
-    for (what, from, until) in faults.await.expect("the faults end") {
-        *report.faults.entry(what).or_default() += 1;
-        troubles.push(Trouble { what, pid: None, from, until });
-    }
-    // No more calls; what is there is to come to its end.
-    File::create(folder.join("stop")).expect("a file");
-    let ended = crew.finish(&db, &mut report, &mut troubles).await;
-    if !ended {
-        report.violations.push("tasks are still open two minutes after the last fault".to_owned());
-    }
-    reader.read();
-    check(&db, &reader.seen, &troubles, &mut report).await;
+    let faults = faults.await.expect("the faults end");
+    let end = End { db, database: &database, folder: &folder, crew, reader, troubles };
+    end.check(faults, &mut report).await;
     report.time = began.elapsed();
-    if report.violations.is_empty() {
-        let _ = std::fs::remove_dir_all(&folder);
-    } else {
-        eprintln!("the ledger and the workers' log stay in {}", folder.display());
-    }
-    // A server goes with all that is in it.
-    if matches!(*database, Database::Sqlite) {
-        db.drop().await;
-    }
     report
+}
+
+/// What comes after load and faults.
+struct End<'a> {
+    db: TestDb,
+    database: &'a Database,
+    folder: &'a Path,
+    crew: Crew,
+    reader: Reader,
+    troubles: Vec<Trouble>,
+}
+
+impl End<'_> {
+    /// Lets all tasks come to their end, reads ledger and table against each other, and cleans up.
+    async fn check(mut self, faults: Vec<(&'static str, u64, u64)>, report: &mut Report) {
+        for (what, from, until) in faults {
+            *report.faults.entry(what).or_default() += 1;
+            self.troubles.push(Trouble { what, pid: None, from, until });
+        }
+        // No more calls; what is there is to come to its end.
+        File::create(self.folder.join("stop")).expect("a file");
+        if !self.crew.finish(&self.db, report, &mut self.troubles).await {
+            let text = "tasks are still open two minutes after the last fault";
+            report.violations.push(text.to_owned());
+        }
+        self.reader.read();
+        check(&self.db, &self.reader.seen, &self.troubles, report).await;
+        if report.violations.is_empty() {
+            let _ = std::fs::remove_dir_all(self.folder);
+        } else {
+            eprintln!("the ledger and the workers' log stay in {}", self.folder.display());
+        }
+        // A server goes with all that is in it.
+        if matches!(self.database, Database::Sqlite) {
+            self.db.drop().await;
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,8 @@ use task_retry::{Builder, Filter, ManualClock, Status, TaskId, TaskLog, TaskRetr
 use tokio::sync::Semaphore;
 
 pub mod campaign;
+pub mod disk;
+pub mod heard;
 pub mod proxy;
 pub mod server;
 pub mod worker;
@@ -94,9 +97,7 @@ impl TestDb {
     /// `TASK_RETRY_TEST_REQUIRE_ALL=1`.
     pub async fn create(kind: Kind) -> Option<Self> {
         let Some(variable) = kind.server() else {
-            let path = std::env::temp_dir().join(format!("task-retry-{}.db", new_name()));
-            let url = format!("sqlite://{}?mode=rwc", path.display());
-            return Some(Self { kind, url, name: path.display().to_string(), admin: None });
+            return Some(Self::sqlite_in(&std::env::temp_dir()));
         };
         let Ok(admin) = std::env::var(variable) else {
             assert!(!requires_all(), "{variable} is not set: run the tests with `tests/run`");
@@ -104,6 +105,13 @@ impl TestDb {
             return None;
         };
         Some(Self::create_at(kind, &admin).await)
+    }
+
+    /// A file in this folder, which is made when it is first opened.
+    pub fn sqlite_in(folder: &Path) -> Self {
+        let path = folder.join(format!("task-retry-{}.db", new_name()));
+        let url = format!("sqlite://{}?mode=rwc", path.display());
+        Self { kind: Kind::Sqlite, url, name: path.display().to_string(), admin: None }
     }
 
     /// Makes an empty one at the server with this URL.
@@ -114,6 +122,13 @@ impl TestDb {
         connection.execute_unprepared(&create).await.expect("a database can be made");
         let base = admin.rsplit_once('/').expect("an admin URL ends with a database").0;
         Self { kind, url: format!("{base}/{name}"), name, admin: Some(admin.to_owned()) }
+    }
+
+    /// Whether processes hear each other through it: on PostgreSQL, but not through PgBouncer in
+    /// transaction mode, where nobody can listen.
+    pub fn notifies(&self) -> bool {
+        let pooler = std::env::var("TASK_RETRY_TEST_PGBOUNCER").ok();
+        self.kind == Kind::Postgres && (self.admin.is_none() || self.admin != pooler)
     }
 
     /// A connection beside the runtime's.

@@ -492,9 +492,10 @@ async fn no_message_is_lost<B: Bench>() {
         let crashes = async {
             for (crash, after) in [(1, 1_000), (2, 4_000)] {
                 within(PATIENCE, "some are sent", async || done().await >= after).await;
+                let at = retry.now();
                 server.kill();
                 server.restart().await;
-                println!("{}: crash {crash}: {:?}", B::NAME, started.elapsed());
+                println!("{}: crash {crash} at {at}: {:?}", B::NAME, started.elapsed());
             }
         };
         let (sent, ()) = tokio::join!(sent, crashes);
@@ -502,7 +503,11 @@ async fn no_message_is_lost<B: Bench>() {
         within(PATIENCE, "all are sent", async || done().await == all).await;
         let got = B::read(&url, &topic).await;
         let ids: HashSet<_> = got.iter().map(|got| got.id.clone()).collect();
-        let lost = sent.iter().filter(|id| !ids.contains(&id.to_string())).count();
+        let lost: Vec<_> = sent.iter().filter(|id| !ids.contains(&id.to_string())).collect();
+        for id in &lost {
+            println!("lost: {:?}", task(&retry, **id).await);
+        }
+        let lost = lost.len();
         let duplicates = got.len() - ids.len();
         let spent = started.elapsed();
         println!("{}: {MANY} messages, {lost} lost, {duplicates} duplicates, {spent:?}", B::NAME);

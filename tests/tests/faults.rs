@@ -1,20 +1,17 @@
 //! Databases that go away, freeze, fall silent and lose answers, and rows that others lock.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use sea_orm::{ConnectionTrait, Statement, TransactionTrait};
 use task_retry::{
-    CallError, CauseKind, Config, Enqueued, ErrorKind, Filter, Status, TaskContext, TaskId,
-    TaskRetry, enqueue_all, retryable,
+    CallError, Config, Filter, Status, TaskContext, TaskId, TaskRetry, enqueue_all, retryable,
 };
+use task_retry_tests::heard::{Heard, check};
 use task_retry_tests::proxy::Proxy;
 use task_retry_tests::server::Server;
-use task_retry_tests::worker::{
-    Command, Entry, Event, How, Ledger, Reply, Scene, WORK, Worker, uptime,
-};
+use task_retry_tests::worker::{Command, Event, How, Ledger, Reply, Scene, WORK, Worker, uptime};
 use task_retry_tests::{Kind, TestDb, at_once, becomes, each_at_once, task, within};
 
 const LEASE: Duration = Duration::from_secs(5);
@@ -52,40 +49,13 @@ async fn start_caller(scene: &Scene, url: &str) -> TaskRetry {
     builder.start().await.expect("the runtime starts")
 }
 
-/// What a caller heard of a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Heard {
-    Stored,
-    Rejected,
-    Uncertain,
-}
-
 /// Awaits a call, and demands an answer in time.
 async fn call(retry: &TaskRetry, number: u64, plan: Vec<How>) -> Heard {
     let began = Instant::now();
     let result = tokio::time::timeout(2 * ANSWER, work(number, plan).on(retry).into_future()).await;
     let took = began.elapsed();
     assert!(took < ANSWER, "call {number} was answered after {took:?}: {result:?}");
-    match result.unwrap() {
-        Ok(()) => Heard::Stored,
-        Err(CallError::Rejected(_)) => Heard::Rejected,
-        Err(CallError::Uncertain { .. }) => Heard::Uncertain,
-        // Its lease had run out before its attempt could start.
-        Err(CallError::Deferred { cause, .. }) if cause.kind() == CauseKind::Interrupted => {
-            Heard::Stored
-        }
-        Err(CallError::Superseded { .. }) => Heard::Stored,
-        Err(error) => panic!("call {number}: {error:?}"),
-    }
-}
-
-fn heard_of<R>(number: u64, enqueued: task_retry::Result<Enqueued<R>>) -> Heard {
-    match enqueued {
-        Ok(_) => Heard::Stored,
-        Err(error) if error.kind() == ErrorKind::Uncertain => Heard::Uncertain,
-        Err(error) if error.kind() == ErrorKind::Store => Heard::Rejected,
-        Err(error) => panic!("call {number}: {error:?}"),
-    }
+    Heard::of_call(number, result.unwrap())
 }
 
 /// Enqueues calls from a number on, one after another, until it is told to stop.
@@ -105,43 +75,12 @@ fn enqueue_steadily(
             let result = work(number, vec![How::Ok]).on(&retry).enqueue().await;
             let took = began.elapsed();
             assert!(took < ANSWER, "call {number} was answered after {took:?}: {result:?}");
-            heard.push((number, heard_of(number, result)));
+            heard.push((number, Heard::of_enqueue(number, result)));
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         heard
     });
     (stop, load)
-}
-
-/// What was stored runs to its success, and just once; what was rejected is not there.
-async fn check(scene: &Scene, heard: &[(u64, Heard)]) {
-    within(Duration::from_secs(60), "all that was stored succeeds", async || {
-        scene.count(Filter::all().status(Status::Succeeded)).await
-            == scene.count(Filter::all()).await
-    })
-    .await;
-    let rows = scene.retry.tasks().list(Filter::all().limit(100_000)).await.unwrap();
-    let mut stored: HashMap<u64, u32> = HashMap::new();
-    for row in &rows {
-        let context: serde_json::Value =
-            serde_json::from_str(row.context.as_ref().unwrap()).unwrap();
-        *stored.entry(context["number"].as_u64().unwrap()).or_default() += 1;
-    }
-    let mut starts: HashMap<u64, Vec<Entry>> = HashMap::new();
-    for entry in scene.ledger.read().into_iter().filter(|entry| entry.event == Event::Start) {
-        starts.entry(entry.number).or_default().push(entry);
-    }
-    for (number, heard) in heard {
-        let rows = stored.get(number).copied().unwrap_or(0);
-        let starts = starts.get(number).map_or(&[][..], Vec::as_slice);
-        let as_heard = match heard {
-            Heard::Stored => rows == 1,
-            Heard::Rejected => rows == 0,
-            Heard::Uncertain => rows <= 1,
-        };
-        assert!(as_heard, "call {number} was {heard:?}, and there are {rows} rows of it");
-        assert_eq!(starts.len() as u32, rows, "call {number}, {heard:?}: {starts:?}");
-    }
 }
 
 /// Two processes, one of which runs tasks while the database goes away for two leases.
@@ -268,7 +207,7 @@ async fn no_caller_waits_for(scene: &Scene, url: &str, go: impl Fn(), come_back:
         let calls = (30..35).map(|number| work(number, vec![How::Ok]).on(&caller));
         let many = tokio::time::timeout(2 * ANSWER, enqueue_all(calls)).await;
         assert!(began.elapsed() < ANSWER, "many calls were answered after {:?}", began.elapsed());
-        heard_of(30, many.unwrap().map(|mut stored| stored.remove(0)))
+        Heard::of_enqueue(30, many.unwrap().map(|mut stored| stored.remove(0)))
     };
     let (calls, many) = tokio::join!(calls, many);
     let mut heard: Vec<_> = (10..30).zip(calls).collect();
@@ -467,7 +406,7 @@ async fn a_lost_answer_neither_loses_nor_doubles_a_task(db: Arc<TestDb>) {
             }
             for number in number + 5..number + 10 {
                 let enqueued = work(number, vec![How::Ok]).on(&retry).enqueue().await;
-                heard.push((number, heard_of(number, enqueued)));
+                heard.push((number, Heard::of_enqueue(number, enqueued)));
             }
         };
         tokio::join!(calls, proxy.dropped());

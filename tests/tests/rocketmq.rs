@@ -18,6 +18,7 @@ use task_retry::{
     CallError, ErrorKind, Filter, Policy, Status, Strategy, Task, TaskId, TaskLog, TaskRetry,
     source,
 };
+use task_retry_tests::disk::Tmpfs;
 use task_retry_tests::server::Server;
 use task_retry_tests::{Kind, TestDb, becomes, broker, on, task, within};
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -656,57 +657,19 @@ async fn messages_go_by_tls_to_whom_is_trusted() {
 /// Of the small file system, in MiB.
 const SIZE: usize = 200;
 
-/// A small file system of this test's own, where that is allowed.
-struct Tmpfs(std::path::PathBuf);
-
-impl Tmpfs {
-    fn mount() -> Option<Self> {
-        let path = std::env::temp_dir().join(topic("task-retry-full"));
-        std::fs::create_dir(&path).ok()?;
-        let mount = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={SIZE}m"), "tmpfs"])
-            .arg(&path)
-            .stderr(std::process::Stdio::null())
-            .status();
-        if mount.is_ok_and(|status| status.success()) {
-            return Some(Self(path));
-        }
-        let _ = std::fs::remove_dir(&path);
-        eprintln!("skipped: no small file system can be mounted here");
-        None
-    }
-
-    /// How many bytes are left.
-    fn free(&self) -> usize {
-        let mut df = std::process::Command::new("df");
-        let answer = df.args(["-B1", "--output=avail"]).arg(&self.0).output().unwrap();
-        let text = String::from_utf8(answer.stdout).unwrap();
-        text.lines().last().unwrap().trim().parse().unwrap()
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
-        let _ = std::fs::remove_dir(&self.0);
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_brokers_disk_is_full_messages_wait() {
     if broker(NAME_SERVER).is_none() {
         return;
     }
-    let Some(disk) = Tmpfs::mount() else { return };
-    let settings = [("ROCKETMQ_STORE", disk.0.to_str().unwrap())];
+    let Some(disk) = Tmpfs::mount(SIZE) else { return };
+    let settings = [("ROCKETMQ_STORE", disk.path().to_str().unwrap())];
     let Some(server) = Server::start_with("rocketmq", "-full", &settings).await else { return };
     on_sqlite(async |db| {
         works(config(&server.url())).await;
         let retry = start(&db, config(&server.url()).send_timeout(SHORT)).await;
-        let ballast = disk.0.join("ballast");
         // 94 % full, which the broker notices within ten seconds; with nothing left it would crash.
-        let free = disk.free() - (SIZE << 20) * 6 / 100;
-        std::fs::write(&ballast, vec![1; free]).unwrap();
+        disk.fill_but((SIZE << 20) * 6 / 100);
         let topic = topic("full");
         let id = Mutex::new(None);
         within(Duration::from_secs(60), "the broker is full", async || {
@@ -724,7 +687,7 @@ async fn while_the_brokers_disk_is_full_messages_wait() {
         let error = task(&retry, id).await.last_error.unwrap();
         println!("{error}");
         assert!(error.contains("code 14") && error.contains("full"), "{error}");
-        std::fs::remove_file(&ballast).unwrap();
+        disk.clear();
         within(Duration::from_secs(60), "it is sent", async || {
             task(&retry, id).await.status == Status::Succeeded
         })

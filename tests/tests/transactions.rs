@@ -173,7 +173,7 @@ async fn a_late_commit_is_found_without_a_kick(db: Arc<TestDb>) {
 
 async fn other_processes_hear_of_what_was_stored(db: Arc<TestDb>) {
     // Elsewhere they find it at their next poll.
-    if db.kind != Kind::Postgres {
+    if !db.notifies() {
         return;
     }
     let (builder, ..) = builder(&db).await;

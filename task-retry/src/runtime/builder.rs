@@ -260,7 +260,8 @@ impl Builder {
         self
     }
 
-    /// `false`: no LISTEN and NOTIFY on PostgreSQL, for poolers that do not know it.
+    /// `false`: no LISTEN and NOTIFY on PostgreSQL. Through a pooler like PgBouncer nobody listens in any
+    /// case.
     pub fn notify(mut self, notify: bool) -> Self {
         self.silent = !notify;
         self

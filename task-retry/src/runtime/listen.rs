@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use sea_orm::sqlx::postgres::{PgListener, PgPoolOptions};
 use sea_orm::{ConnectionTrait, DbBackend, Statement};
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::write::Backoff;
 use super::{Inner, supervised, waits};
@@ -159,8 +159,12 @@ pub(crate) fn start(inner: &Arc<Inner>) {
 async fn listen(inner: Arc<Inner>) {
     let mut backoff = Backoff::default();
     while !inner.closing.is_cancelled() {
-        if let Err(error) = receive(&inner, &mut backoff).await {
-            debug!(%error, "notifications cannot be received; polling goes on");
+        match receive(&inner, &mut backoff).await {
+            Ok(Heard::Closing) => return,
+            Ok(Heard::Pooler) => {
+                return info!("nobody can listen through a pooler, only poll; see Builder::notify");
+            }
+            Err(error) => debug!(%error, "notifications cannot be received; polling goes on"),
         }
         tokio::select! {
             () = backoff.pause() => {}
@@ -169,16 +173,43 @@ async fn listen(inner: Arc<Inner>) {
     }
 }
 
-async fn receive(inner: &Arc<Inner>, backoff: &mut Backoff) -> Result<(), sea_orm::sqlx::Error> {
+/// Why nobody listens any more.
+enum Heard {
+    Closing,
+    Pooler,
+}
+
+/// A setting that the server has only in a session of this client's own. A pooler that gives sessions
+/// to one client after another refuses it at the start, or leaves it out.
+const OWN: &str = "task_retry.listens";
+
+/// Behind such a pooler, LISTEN would stay with the session, and notifications would come amid the
+/// answers to others, which their drivers take for a broken connection.
+async fn connect(inner: &Inner) -> Result<Option<PgListener>, sea_orm::sqlx::Error> {
     let options = inner.store.db.pool().get_postgres_connection_pool().connect_options();
-    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with((*options).clone());
-    let mut listener = PgListener::connect_with(&pool).await?;
+    let options = (*options).clone().options([(OWN, "yes")]);
+    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
+    let mut listener = match PgListener::connect_with(&pool).await {
+        Err(sea_orm::sqlx::Error::Database(error))
+            if error.message().contains("startup parameter") =>
+        {
+            return Ok(None);
+        }
+        connected => connected?,
+    };
+    let own = sea_orm::sqlx::query_scalar("select current_setting($1, true)").bind(OWN);
+    let own: Option<String> = own.fetch_one(&mut listener).await?;
+    Ok(own.is_some_and(|own| own == "yes").then_some(listener))
+}
+
+async fn receive(inner: &Arc<Inner>, backoff: &mut Backoff) -> Result<Heard, sea_orm::sqlx::Error> {
+    let Some(mut listener) = connect(inner).await? else { return Ok(Heard::Pooler) };
     listener.listen(CHANNEL).await?;
     backoff.reset();
     loop {
         let notification = tokio::select! {
             notification = listener.recv() => notification?,
-            () = inner.closing.cancelled() => return Ok(()),
+            () = inner.closing.cancelled() => return Ok(Heard::Closing),
         };
         match notification.payload().strip_prefix(inner.store.project.as_str()) {
             Some("") => wake(inner, false),

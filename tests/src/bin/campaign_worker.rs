@@ -4,14 +4,14 @@
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sea_orm::{ConnectOptions, Database, DatabaseConnection, TransactionTrait};
 use task_retry::{Config, ErrorKind, TaskContext, TaskRetry, enqueue_all, failpoints, retryable};
 use task_retry_tests::campaign::{LEASE, Ledger, Line, POLL, Settings, WORK, now};
-use task_retry_tests::worker::settings;
+use task_retry_tests::worker::{settings, uptime};
 
 /// Takes a while, and fails now and then.
 #[retryable(source = WORK, max_retry = 1000, first_execute = "1s", delay_base = "1s", delay_multiplier = 1)]
@@ -70,6 +70,24 @@ fn main() {
     runtime.shutdown_background();
 }
 
+/// Writes it down when the wall clock is moved.
+async fn watch_clock(ledger: Arc<Ledger>) {
+    const FAR: Duration = Duration::from_secs(60);
+    let read = || (SystemTime::now(), uptime());
+    let mut last = read();
+    loop {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let next = read();
+        // It may be earlier than before.
+        let expected = last.0 + (next.1 - last.1);
+        let off = next.0.duration_since(expected).unwrap_or_else(|back| back.duration());
+        if off > FAR {
+            ledger.write(&Line::Moved { pid: std::process::id(), at: now() });
+        }
+        last = next;
+    }
+}
+
 fn kill_at(ledger: Arc<Ledger>, point: String, times: u32) {
     let reached = AtomicU32::new(0);
     failpoints::set_hook(move |name| {
@@ -89,6 +107,7 @@ async fn run(settings: Settings, ledger: Arc<Ledger>) {
         std::thread::sleep(Duration::from_secs(60));
         std::process::exit(3);
     });
+    tokio::spawn(watch_clock(ledger.clone()));
     // The database may be away at the moment.
     let retry = loop {
         match start(&settings, &ledger).await {

@@ -41,6 +41,7 @@ pub(super) async fn check(db: &TestDb, seen: &Seen, troubles: &[Trouble], report
     report.accepted = seen.accepted.len() as u64;
     report.rows = rows.len() as u64;
     report.at_points = seen.hits.clone();
+    report.clocks_moved = seen.moved;
     report.attempts = seen.attempts.values().map(|attempts| attempts.len() as u64).sum();
     let mut violations = Vec::new();
     for id in &seen.accepted {

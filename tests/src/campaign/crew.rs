@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -27,16 +28,28 @@ pub(super) struct Worker {
     pub(super) quits: Option<Duration>,
     /// Until when it is stopped.
     pub(super) stopped: Option<(u64, Instant)>,
+    /// What its wall clock is ahead by is in this file.
+    clock: Option<PathBuf>,
 }
 
 impl Worker {
-    pub(super) fn start(settings: &Settings) -> Self {
+    /// With this library its wall clock can be moved.
+    pub(super) fn start(settings: &Settings, faketime: Option<&Path>) -> Self {
         let log = File::options().create(true).append(true).open(settings.folder.join("log"));
         // Beside the test program's folder `deps`; Cargo builds it before it runs the tests.
         let mut program = std::env::current_exe().expect("the test program has a path");
         program.pop();
         program.set_file_name("campaign_worker");
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        let clock = faketime.map(|library| {
+            let clock = settings.folder.join(format!("clock-{}", settings.first >> 32));
+            move_clock(&clock, 0);
+            command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", &clock);
+            // It looks into the file each time; the monotonic clock stays as it is.
+            command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+            clock
+        });
+        let mut child = command
             .arg(serde_json::to_string(settings).expect("settings are JSON"))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -46,7 +59,7 @@ impl Worker {
             .expect("the worker starts");
         let pid = child.id().expect("it has just started");
         let input = child.stdin.take();
-        Self { child, pid, born: Instant::now(), input, quits: None, stopped: None }
+        Self { child, pid, born: Instant::now(), input, quits: None, stopped: None, clock }
     }
 
     pub(super) fn signal(&self, signal: Signal) {
@@ -54,7 +67,7 @@ impl Worker {
         let _ = kill(Pid::from_raw(self.pid as i32), signal);
     }
 
-    fn ended(self, status: ExitStatus, report: &mut Report, troubles: &mut Vec<Trouble>) {
+    fn ended(&self, status: ExitStatus, report: &mut Report, troubles: &mut Vec<Trouble>) {
         let what = if status.signal() == Some(Signal::SIGKILL as i32) {
             report.kills += 1;
             "killed"
@@ -77,9 +90,47 @@ impl Worker {
     }
 }
 
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if self.clock.is_some() {
+            // What the library leaves of a process that is killed.
+            for name in ["faketime_shm", "sem.faketime_sem"] {
+                let _ = std::fs::remove_file(format!("/dev/shm/{name}_{}", self.pid));
+            }
+        }
+    }
+}
+
+fn move_clock(clock: &Path, seconds: i64) {
+    // All at once, since it is read at any time.
+    let new = clock.with_extension("new");
+    std::fs::write(&new, format!("{seconds:+}\n")).expect("a file can be written");
+    std::fs::rename(&new, clock).expect("it can be moved");
+}
+
+/// The library that moves the clocks of single processes, of Debian's package `libfaketime`. `None` where
+/// it is missing, which is an error with `TASK_RETRY_TEST_REQUIRE_ALL=1`.
+pub(super) fn faketime() -> Option<PathBuf> {
+    let folders =
+        ["/usr/lib", "/usr/lib64"].into_iter().filter_map(|it| std::fs::read_dir(it).ok());
+    let folders = folders.flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let library = folders
+        .flat_map(|folder| {
+            [folder.join("faketime/libfaketimeMT.so.1"), folder.join("libfaketimeMT.so.1")]
+        })
+        .find(|path| path.exists());
+    if library.is_none() {
+        assert!(!crate::requires_all(), "libfaketime is missing: run the tests with `tests/run`");
+        eprintln!("no clock is moved: libfaketime is missing");
+    }
+    library
+}
+
 /// The worker processes.
 pub(super) struct Crew {
     pub(super) settings: Settings,
+    /// See [`faketime`].
+    pub(super) faketime: Option<PathBuf>,
     /// They take turns.
     pub(super) urls: Vec<String>,
     pub(super) workers: Vec<Worker>,
@@ -115,9 +166,16 @@ impl Crew {
         } else if self.random.u8(..) < 30 {
             quits = Some(Duration::from_millis(self.random.u64(300..3000)));
         }
-        let mut worker = Worker::start(&settings);
+        let mut worker = Worker::start(&settings, self.faketime.as_deref());
         worker.quits = quits;
         self.workers.push(worker);
+    }
+
+    /// Starts one that lives until it is told to end.
+    pub(super) fn add(&mut self) {
+        let mut settings = self.settings();
+        settings.first = self.made << 32;
+        self.workers.push(Worker::start(&settings, self.faketime.as_deref()));
     }
 
     /// Takes note of those that have ended.
@@ -143,7 +201,7 @@ impl Crew {
         }
     }
 
-    /// Kills, stops, wakes or asks to shut down.
+    /// Kills, stops, wakes or asks to shut down, and moves clocks.
     pub(super) fn strike(
         &mut self,
         enough: bool,
@@ -156,6 +214,13 @@ impl Crew {
             }
             if worker.quits.is_some_and(|after| worker.born.elapsed() > after) {
                 worker.input = None;
+            }
+        }
+        // About three a second.
+        if self.random.u32(..1000) < 60 {
+            let worker = &self.workers[self.random.usize(..self.workers.len())];
+            if let Some(clock) = &worker.clock {
+                move_clock(clock, [3600, -3600, 0][self.random.usize(..3)]);
             }
         }
         if enough {
@@ -193,7 +258,7 @@ impl Crew {
         self.dismiss(report, troubles).await;
         for _ in 0..2 {
             let settings = self.settings();
-            self.workers.push(Worker::start(&settings));
+            self.workers.push(Worker::start(&settings, None));
         }
         let connection = db.connect().await;
         let until = Instant::now() + Duration::from_secs(120);

@@ -22,6 +22,8 @@ pub enum Line {
     End { id: i64, fence: i64, ok: bool, held: bool, pid: u32, at: u64 },
     /// An attempt was stopped.
     Dropped { id: i64, fence: i64, pid: u32, at: u64 },
+    /// The process saw that its wall clock was moved.
+    Moved { pid: u32, at: u64 },
     /// The process kills itself at a point.
     Hit { point: String, pid: u32, at: u64 },
 }
@@ -54,6 +56,7 @@ pub(super) struct Seen {
     pub(super) accepted: HashSet<i64>,
     pub(super) attempts: HashMap<i64, Vec<Attempt>>,
     pub(super) hits: BTreeMap<String, u32>,
+    pub(super) moved: u32,
     /// Who killed itself, and when.
     pub(super) by_itself: Vec<(u32, u64)>,
 }
@@ -113,6 +116,7 @@ impl Seen {
             Line::Dropped { id, fence, pid, at } => {
                 self.end(id, fence, pid, End { at, ok: None, held: false });
             }
+            Line::Moved { .. } => self.moved += 1,
             Line::Hit { point, pid, at } => {
                 *self.hits.entry(point).or_default() += 1;
                 self.by_itself.push((pid, at));
