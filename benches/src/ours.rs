@@ -66,6 +66,8 @@ pub async fn child(url: &str, what: &str) {
         "snapshot" => snapshot(url, number).await,
         "memory" => memory(url, number).await,
         "claim" => claim(url, number).await,
+        "count-alone" => count_alone(url, number).await,
+        "count-grouped" => count_grouped(url, number).await,
         _ => panic!("unknown work {what}"),
     }
 }
@@ -329,6 +331,32 @@ async fn memory(url: &str, count: u64) {
     metric("peak_mb", peak_memory());
     metric("before_mb", before);
     metric("runs", RUNS.load(Relaxed) as f64);
+    retry.shutdown().await.unwrap();
+}
+
+/// For `benches/instructions`: awaited calls one after another.
+async fn count_alone(url: &str, count: u64) {
+    let retry = start(url, true).await;
+    for i in 0..count {
+        noop(i, TEXT).on(&retry).await.unwrap();
+    }
+    retry.shutdown().await.unwrap();
+}
+
+/// The same by 64 callers side by side.
+async fn count_grouped(url: &str, count: u64) {
+    let retry = start(url, true).await;
+    let callers = (0..64).map(|_| {
+        let retry = retry.clone();
+        tokio::spawn(async move {
+            for i in 0..count / 64 {
+                noop(i, TEXT).on(&retry).await.unwrap();
+            }
+        })
+    });
+    for caller in callers.collect::<Vec<_>>() {
+        caller.await.unwrap();
+    }
     retry.shutdown().await.unwrap();
 }
 
