@@ -78,9 +78,9 @@ async fn tasks_cost_few_statements() {
         );
         // The insert and the success; what the runtime asks for itself now and then is little.
         assert!((2.0..2.5).contains(&alone), "{alone}");
-        assert!(grouped < 0.4, "{grouped}");
-        assert!(handed_over < 0.1, "{handed_over}");
-        assert!(claimed < 0.1, "{claimed}");
+        assert!(grouped < 0.2, "{grouped}");
+        assert!(handed_over < 0.08, "{handed_over}");
+        assert!(claimed < 0.05, "{claimed}");
         retry.shutdown().await.unwrap();
     })
     .await;

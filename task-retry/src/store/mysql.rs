@@ -111,15 +111,15 @@ pub(super) fn probe_keys(store: &Store, rows: &[NewRow]) -> Sql {
 
 pub(super) fn succeed(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
     let mut sql =
-        sql("update t_sys_mq_resend_log set status = 3, crash_count = 0, next_send_time = null, \
-         locked_by = null");
+        sql("update t_sys_mq_resend_log force index (primary) set status = 3, crash_count = 0, \
+         next_send_time = null, locked_by = null");
     store.touch(&mut sql, "update_time", now).push(" where ");
     guard(store, &mut sql, rows.iter().map(|row| (row.id, row.fence)));
     sql
 }
 
 pub(super) fn settle(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
-    let mut sql = sql("update t_sys_mq_resend_log t join (");
+    let mut sql = sql("update t_sys_mq_resend_log t force index (primary) join (");
     for (index, row) in padded(rows.iter()).enumerate() {
         let (id, fence, status) = (row.id as u64, row.fence, row.to.number());
         let (next, error) = (store.times.maybe(row.next), row.error.clone());
@@ -146,7 +146,8 @@ pub(super) fn settle(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
     sql
 }
 
-/// The list of ids finds the rows, the list of pairs checks the fences.
+/// The list of ids finds the rows, the list of pairs checks the fences. By `force index (primary)`, or
+/// a long list would make the server scan a small table, and wait for rows that others have locked.
 fn guard(store: &Store, sql: &mut Sql, held: impl ExactSizeIterator<Item = (i64, i64)> + Clone) {
     let held = padded(held);
     sql.push("id in ").list(held.clone().map(|held| held.0 as u64));
@@ -166,7 +167,7 @@ pub(super) async fn renew(
     until: Millis,
 ) -> Result<Vec<i64>, DbErr> {
     let transaction = db.begin_with_config(Some(IsolationLevel::ReadCommitted), None).await?;
-    let mut sql = sql("select id, fence from t_sys_mq_resend_log where ");
+    let mut sql = sql("select id, fence from t_sys_mq_resend_log force index (primary) where ");
     guard(store, &mut sql, held.iter().copied());
     sql.push(" order by id");
     if store.optimistic {
@@ -182,7 +183,8 @@ pub(super) async fn renew(
     if !mine.is_empty() {
         // Never back: an earlier renewal whose connection was lost may arrive after a later one.
         let mut sql = self::sql(
-            "update t_sys_mq_resend_log set next_send_time = case when next_send_time > ",
+            "update t_sys_mq_resend_log force index (primary) set next_send_time = case when \
+             next_send_time > ",
         );
         sql.bind(store.times.up(until)).push(" then next_send_time else ");
         sql.bind(store.times.up(until)).push(" end where ");
@@ -214,8 +216,8 @@ pub(super) async fn claim(
         return Ok(due);
     }
     let mut sql = self::sql(
-        "update t_sys_mq_resend_log set fence = fence + 1, crash_count = crash_count + \
-         case when locked_by is null then 0 else 1 end, ",
+        "update t_sys_mq_resend_log force index (primary) set fence = fence + 1, crash_count = \
+         crash_count + case when locked_by is null then 0 else 1 end, ",
     );
     if claim.ids.is_some() {
         sql.push("status = case when status in (0, 1) then status else 1 end, ");
