@@ -92,12 +92,18 @@ impl Reader {
         let whole = self.rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let lines: Vec<u8> = self.rest.drain(..whole).collect();
         for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            let line = serde_json::from_slice(line).unwrap_or_else(|error| {
-                panic!("{error} in the ledger: {}", String::from_utf8_lossy(line))
-            });
-            self.seen.add(line);
+            self.seen.add(whole_line(line));
         }
     }
+}
+
+/// A process that is killed may leave the beginning of a line, which somebody else's then follows.
+fn whole_line(text: &[u8]) -> Line {
+    let starts = (0..text.len()).filter(|at| text[*at..].starts_with(b"{\""));
+    let mut lines = starts.filter_map(|at| serde_json::from_slice(&text[at..]).ok());
+    lines.next().unwrap_or_else(|| {
+        panic!("no line of the ledger: {}", String::from_utf8_lossy(text));
+    })
 }
 
 impl Seen {
@@ -129,5 +135,19 @@ impl Seen {
         let mut attempts = attempts.iter_mut().rev();
         let attempt = attempts.find(|one| (one.fence, one.pid) == (fence, pid));
         attempt.expect("what ends has started").end = Some(end);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_may_follow_the_beginning_of_another() {
+        let line = Line::Hit { point: "run.before".into(), pid: 7, at: 9 };
+        let text = serde_json::to_string(&line).unwrap();
+        for torn in ["", "{", r#"{"End":{"id":2125614425549508696,"fence"#] {
+            assert_eq!(whole_line(format!("{torn}{text}").as_bytes()), line);
+        }
     }
 }
