@@ -77,7 +77,11 @@ impl Bench for RabbitMqBench {
     async fn create(url: &str, topic: &str) {
         let options = lapin::options::QueueDeclareOptions { durable: true, ..Default::default() };
         let channel = Self::channel(url).await;
-        channel.queue_declare(topic.into(), options, Default::default()).await.unwrap();
+        // A classic queue that was killed twice has lost a message that it had confirmed.
+        let mut arguments = lapin::types::FieldTable::default();
+        let kind = lapin::types::AMQPValue::LongString("quorum".into());
+        arguments.insert("x-queue-type".into(), kind);
+        channel.queue_declare(topic.into(), options, arguments).await.unwrap();
     }
 
     async fn read(url: &str, topic: &str) -> Vec<Got> {
