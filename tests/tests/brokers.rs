@@ -534,6 +534,57 @@ brokers! {
     kafka KafkaBench: messages_arrive, refused_messages_wait, no_message_is_lost;
 }
 
+/// One message fits; the next one waits until there is room.
+async fn waits_for_room<B: Bench>(url: &str, topic: &str, said: &str, make_room: impl AsyncFn()) {
+    on(Kind::Sqlite, async |db| {
+        let retry = builder::<B>(&db, B::broker(url, None).await).start().await.unwrap();
+        Draft::new(B::SOURCE, topic).send("first").on(&retry).await.unwrap();
+        let task = Task::new(B::SOURCE).topic(topic).context("second");
+        let second = retry.submit(task).await.unwrap().id();
+        fails(&retry, second, &[said]).await;
+        make_room().await;
+        succeeds(&retry, second).await;
+        retry.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_a_queue_of_rabbitmq_is_full_messages_wait() {
+    let Some(url) = url::<RabbitMqBench>() else { return };
+    let topic = topic("full");
+    let channel = RabbitMqBench::channel(&url).await;
+    let mut limits = lapin::types::FieldTable::default();
+    limits.insert("x-max-length".into(), lapin::types::AMQPValue::LongInt(1));
+    let refuse = lapin::types::AMQPValue::LongString("reject-publish".into());
+    limits.insert("x-overflow".into(), refuse);
+    let options = lapin::options::QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare(topic.as_str().into(), options, limits).await.unwrap();
+    waits_for_room::<RabbitMqBench>(&url, &topic, "its queue is full", async || {
+        let options = Default::default();
+        channel.queue_purge(topic.as_str().into(), options).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_a_stream_of_nats_is_full_messages_wait() {
+    let Some(url) = url::<NatsBench>() else { return };
+    let topic = topic("full");
+    let config = async_nats::jetstream::stream::Config {
+        name: topic.clone(),
+        subjects: vec![topic.clone()],
+        max_messages: 1,
+        discard: async_nats::jetstream::stream::DiscardPolicy::New,
+        ..Default::default()
+    };
+    let stream = NatsBench::stream(&url).await.create_stream(config).await.unwrap();
+    waits_for_room::<NatsBench>(&url, &topic, "maximum messages", async || {
+        stream.purge().await.unwrap();
+    })
+    .await;
+}
+
 /// Java's `Utils.murmur2`, as it is published.
 fn murmur2(data: &[u8]) -> i32 {
     const M: i32 = 0x5bd1_e995;
