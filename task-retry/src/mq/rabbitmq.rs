@@ -170,6 +170,8 @@ struct Link {
     exchanges: Lock<HashSet<String>>,
     /// When the broker last confirmed something.
     heard: Lock<Instant>,
+    /// Messages go out in the order of their numbers.
+    order: Lock<()>,
 }
 
 /// A second handle to a connection's socket, with which to end it: the client itself waits for a broker
@@ -323,7 +325,8 @@ impl Inner {
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         attempt.0 = None;
         let heard = Lock::new(Instant::now());
-        Ok(Link { connection, channel, socket, exchanges: Lock::default(), heard })
+        let (exchanges, order) = (Lock::default(), Lock::default());
+        Ok(Link { connection, channel, socket, exchanges, heard, order })
     }
 
     async fn send(&self, message: &Message, route: &Route) -> Result<(), PublishError> {
@@ -429,7 +432,15 @@ impl Link {
             .with_headers(headers);
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let (exchange, key) = (route.exchange.as_str().into(), route.key.as_str().into());
-        self.channel.basic_publish(exchange, key, options, &message.body, properties).await?.await
+        let sending = self.channel.basic_publish(exchange, key, options, &message.body, properties);
+        let mut sending = std::pin::pin!(sending);
+        // The client numbers a message and then queues it, and the broker numbers them as they come: in
+        // between nobody else may, or one is taken for confirmed by what the broker says of another.
+        let confirmed = std::future::poll_fn(|context| {
+            let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+            sending.as_mut().poll(context)
+        });
+        confirmed.await?.await
     }
 }
 
