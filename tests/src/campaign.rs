@@ -38,9 +38,8 @@ pub const LEASE: Duration = Duration::from_secs(5);
 pub const POLL: Duration = Duration::from_millis(100);
 /// The delay of a retry.
 pub const RETRY: Duration = Duration::from_secs(1);
-/// The clocks of two processes may be so far apart: half of what the answers took by which they go, one of
-/// them early and the other late, on a machine that has far more to do than it can.
-const APART: Duration = Duration::from_millis(500);
+/// The clocks of two processes may be so far apart: half of what an answer took that one of them got.
+const APART: Duration = Duration::from_millis(250);
 /// So many moves of clocks, at the least, are seen by workers.
 const MOVES: u32 = 10;
 /// Processes at work at a time.

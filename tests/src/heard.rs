@@ -49,7 +49,7 @@ impl Heard {
 
 /// What was stored runs to its success, and just once; what was rejected is not there.
 pub async fn check(scene: &Scene, heard: &[(u64, Heard)]) {
-    within(Duration::from_secs(60), "all that was stored succeeds", async || {
+    within(Duration::from_secs(30), "all that was stored succeeds", async || {
         scene.count(Filter::all().status(Status::Succeeded)).await
             == scene.count(Filter::all()).await
     })

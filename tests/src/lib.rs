@@ -195,7 +195,7 @@ where
     }
 }
 
-/// Waits until a condition holds, at most a minute.
+/// Waits until a condition holds, at most half a minute.
 pub async fn until<F, Fut>(what: &str, mut condition: F)
 where
     F: FnMut() -> Fut,
@@ -203,7 +203,7 @@ where
 {
     let start = Instant::now();
     while !condition().await {
-        assert!(start.elapsed() < Duration::from_secs(60), "waited a minute in vain: {what}");
+        assert!(start.elapsed() < Duration::from_secs(30), "waited 30 s in vain: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

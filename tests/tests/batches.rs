@@ -132,6 +132,29 @@ async fn scheduled_calls_go_together_too(db: Arc<TestDb>) {
     retry.shutdown().await.unwrap();
 }
 
+/// Rows without keys are stored by statements that fail as a whole for a taken id.
+async fn a_taken_id_spoils_no_batch(db: Arc<TestDb>) {
+    let (builder, ..) = builder(&db);
+    // Ids count on while it stands still.
+    let clock = task_retry_tests::manual_clock();
+    let retry = builder.clock(clock).job(false).start().await.unwrap();
+    let last = add(0.0).on(&retry).enqueue().await.unwrap().id().get();
+    let taken = [last + 2, last + 4];
+    for id in taken {
+        let sql = "insert into t_sys_mq_resend_log (id, project_name, source) values";
+        db.execute(&format!("{sql} ({id}, 'other', 100)")).await;
+    }
+    let stored = enqueue_all((0..5).map(|n| add(f64::from(n)).on(&retry))).await.unwrap();
+    let mut ids: Vec<_> = stored.iter().map(|stored| stored.id().get()).collect();
+    assert!(stored.iter().all(|stored| stored.is_new()));
+    assert!(ids.contains(&(last + 1)) && taken.iter().all(|id| !ids.contains(id)), "{ids:?}");
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), 5);
+    assert_eq!(retry.tasks().count(Filter::all()).await.unwrap(), 6);
+    retry.shutdown().await.unwrap();
+}
+
 async fn the_callers_transaction_decides(db: Arc<TestDb>) {
     let (builder, ..) = builder(&db);
     let retry = builder.start().await.unwrap();
@@ -221,6 +244,7 @@ contract!(
     many_calls_are_stored_in_their_order,
     all_are_stored_or_none,
     taken_keys_are_answered_one_by_one,
+    a_taken_id_spoils_no_batch,
     scheduled_calls_go_together_too,
     the_callers_transaction_decides,
     a_function_may_limit_its_attempts,

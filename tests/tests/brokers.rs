@@ -18,8 +18,6 @@ use task_retry_tests::{Kind, TestDb, becomes, on, task, within};
 const MANY: u32 = 10_000;
 /// How long a message may take in these tests.
 const LIMIT: Duration = Duration::from_secs(2);
-/// By how much more an attempt may take where the machine is busy.
-const SLACK: Duration = Duration::from_secs(8);
 /// Far more than anything takes.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -232,16 +230,10 @@ impl Bench for KafkaBench {
 
     async fn create(url: &str, topic: &str) {
         use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-        use rdkafka::types::RDKafkaErrorCode;
         let admin: AdminClient<_> = Self::admin(url).create().unwrap();
         let topic = NewTopic::new(topic, 4, TopicReplication::Fixed(1));
         let made = admin.create_topics(&[topic], &AdminOptions::new()).await.unwrap();
-        for made in made {
-            assert!(
-                matches!(made, Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists))),
-                "{made:?}"
-            );
-        }
+        made.into_iter().for_each(|topic| _ = topic.unwrap());
     }
 
     async fn read(url: &str, topic: &str) -> Vec<Got> {
@@ -409,7 +401,7 @@ async fn refused_messages_wait<B: Bench>() {
             Err(CallError::Deferred { .. }) => {}
             other => panic!("{other:?}"),
         }
-        assert!(started.elapsed() < LIMIT + SLACK, "{:?}", started.elapsed());
+        assert!(started.elapsed() < LIMIT + Duration::from_secs(1), "{:?}", started.elapsed());
         let large = "x".repeat(2_500_000);
         let mut waiting = vec![(send(&good, &large).await, vec![B::words()[1]])];
         for (topic, words) in B::refused() {
@@ -463,12 +455,10 @@ async fn no_message_is_lost<B: Bench>() {
             other => panic!("{other:?}"),
         }
         println!("{}: away: {:?}", B::NAME, started.elapsed());
-        assert!(started.elapsed() < LIMIT + SLACK, "{:?}", started.elapsed());
+        assert!(started.elapsed() < LIMIT + Duration::from_secs(1), "{:?}", started.elapsed());
         let waiting = send("waits".into()).await;
         println!("{}: {:?}", B::NAME, fails(&retry, waiting, &[]).await.last_error);
         server.restart().await;
-        // What was declared just before the kill may be gone.
-        B::create(&url, &topic).await;
         succeeds(&retry, waiting).await;
 
         server.freeze();
@@ -477,7 +467,7 @@ async fn no_message_is_lost<B: Bench>() {
             Err(CallError::Deferred { id, cause, .. }) => {
                 println!("{}: frozen: {:?}, {cause}", B::NAME, started.elapsed());
                 let spent = started.elapsed();
-                assert!(spent < LIMIT + SLACK, "{spent:?}");
+                assert!(spent < LIMIT + Duration::from_secs(1), "{spent:?}");
                 server.thaw();
                 succeeds(&retry, id).await;
             }
@@ -490,7 +480,7 @@ async fn no_message_is_lost<B: Bench>() {
         let succeeded = Filter::all().status(Status::Succeeded);
         let done = async || retry.tasks().count(succeeded.clone()).await.unwrap();
         let crashes = async {
-            for (crash, after) in [(1, 1_000), (2, 7_000)] {
+            for (crash, after) in [(1, 1_000), (2, 4_000)] {
                 within(PATIENCE, "some are sent", async || done().await >= after).await;
                 let at = retry.now();
                 server.kill();
@@ -549,20 +539,60 @@ async fn waits_for_room<B: Bench>(url: &str, topic: &str, said: &str, make_room:
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_a_queue_of_rabbitmq_is_full_messages_wait() {
-    let Some(url) = url::<RabbitMqBench>() else { return };
-    let topic = topic("full");
-    let channel = RabbitMqBench::channel(&url).await;
+/// A queue that takes one message.
+async fn small_queue(channel: &lapin::Channel, topic: &str) {
     let mut limits = lapin::types::FieldTable::default();
     limits.insert("x-max-length".into(), lapin::types::AMQPValue::LongInt(1));
     let refuse = lapin::types::AMQPValue::LongString("reject-publish".into());
     limits.insert("x-overflow".into(), refuse);
     let options = lapin::options::QueueDeclareOptions { durable: true, ..Default::default() };
-    channel.queue_declare(topic.as_str().into(), options, limits).await.unwrap();
+    channel.queue_declare(topic.into(), options, limits).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_a_queue_of_rabbitmq_is_full_messages_wait() {
+    let Some(url) = url::<RabbitMqBench>() else { return };
+    let topic = topic("full");
+    let channel = RabbitMqBench::channel(&url).await;
+    small_queue(&channel, &topic).await;
     waits_for_room::<RabbitMqBench>(&url, &topic, "its queue is full", async || {
         let options = Default::default();
         channel.queue_purge(topic.as_str().into(), options).await.unwrap();
+    })
+    .await;
+}
+
+/// Many threads send at once, by one channel, to a queue that takes all and to one that takes none: what
+/// is said of one message is not taken for what is said of another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn rabbitmq_confirms_each_message_for_itself() {
+    let Some(url) = url::<RabbitMqBench>() else { return };
+    on(Kind::Sqlite, async |db| {
+        let (good, full) = (topic("good"), topic("full"));
+        RabbitMqBench::create(&url, &good).await;
+        small_queue(&RabbitMqBench::channel(&url).await, &full).await;
+        let broker = RabbitMqBench::broker(&url, None).await;
+        let retry = builder::<RabbitMqBench>(&db, broker.clone()).start().await.unwrap();
+        Draft::new(source::RABBIT_MQ, &full).send("first").on(&retry).await.unwrap();
+        let row = retry.tasks().list(Filter::all()).await.unwrap().remove(0);
+        let senders = (0..64).map(|sender| {
+            let topic = if sender % 2 == 0 { good.clone() } else { full.clone() };
+            let (broker, row) = (broker.clone(), row.clone());
+            tokio::spawn(async move {
+                let mut wrong = 0;
+                for _ in 0..200 {
+                    let sent = broker.publish(Message::of(&row).topic(&topic)).await;
+                    wrong += u32::from(sent.is_ok() != (sender % 2 == 0));
+                }
+                wrong
+            })
+        });
+        let mut wrong = 0;
+        for sender in senders.collect::<Vec<_>>() {
+            wrong += sender.await.unwrap();
+        }
+        assert_eq!(wrong, 0, "of 12,800 messages");
+        retry.shutdown().await.unwrap();
     })
     .await;
 }

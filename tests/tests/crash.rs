@@ -13,7 +13,7 @@ use task_retry_tests::{Kind, TestDb, at_once, becomes, task, until, within};
 /// The workers' lease and poll interval, and what a loaded machine may add.
 const LEASE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(100);
-const MARGIN: Duration = Duration::from_secs(8);
+const MARGIN: Duration = Duration::from_secs(1);
 
 async fn enqueue(worker: &mut Worker, number: u64, plan: &[How]) -> TaskId {
     let command = Command::Enqueue { numbers: number..number + 1, plan: plan.to_vec(), key: None };
@@ -211,7 +211,7 @@ async fn a_graceful_stop_hands_its_tasks_over_at_once(db: Arc<TestDb>) {
     let second = scene.worker().await;
     first.signal(Signal::SIGTERM);
     let dropped = scene.ledger.wait_for(0, Event::Dropped, 1).await;
-    within(Duration::from_secs(60), "all succeed", async || {
+    within(Duration::from_secs(10), "all succeed", async || {
         scene.count(Filter::all().status(Status::Succeeded)).await == TASKS
     })
     .await;
@@ -220,7 +220,7 @@ async fn a_graceful_stop_hands_its_tasks_over_at_once(db: Arc<TestDb>) {
         let start = entries[entries.len() - 2];
         assert_eq!((start.pid, start.fence, start.crashes), (second.pid(), 2, 0));
         let after = start.at.saturating_sub(dropped.at);
-        assert!(after < LEASE / 2, "task {number} started again after {after:?}");
+        assert!(after <= Duration::from_secs(1), "task {number} started again after {after:?}");
         assert_eq!(entries.len(), if number == 0 { 4 } else { 2 }, "{entries:?}");
     }
     for row in scene.retry.tasks().list(Filter::all()).await.unwrap() {

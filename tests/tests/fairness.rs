@@ -8,9 +8,9 @@ use task_retry_tests::{TestDb, contract, within};
 
 const ROWS: u64 = 100_000;
 const POLL: Duration = Duration::from_millis(500);
-/// For the statements on a loaded machine; and for what it may do to some of them.
-const MARGIN: Duration = Duration::from_secs(2);
-const HICCUP: Duration = Duration::from_secs(10);
+/// For the statements; and for what a loaded machine may do to one in five.
+const MARGIN: Duration = Duration::from_millis(500);
+const HICCUP: Duration = Duration::from_secs(2);
 /// Numbers that no row of the backlog has.
 const FIRST: u64 = 1_000_000;
 
@@ -25,7 +25,7 @@ async fn others_start_in_time(scene: &Scene) {
         delays.push(start.at.saturating_sub(stored));
     }
     delays.sort();
-    assert!(delays[2] <= POLL + MARGIN && delays[4] <= POLL + HICCUP, "{delays:?}");
+    assert!(delays[3] <= POLL + MARGIN && delays[4] <= POLL + HICCUP, "{delays:?}");
 }
 
 async fn a_backlog_of_100_000_rows_delays_no_other_source(db: Arc<TestDb>) {
@@ -50,7 +50,7 @@ async fn a_slow_backlog_of_100_000_rows_delays_no_other_source(db: Arc<TestDb>) 
     scene.fill(BULK, ROWS, &[How::Sleep(100)]).await;
     let settings = Settings { poll: POLL.as_millis() as u64, places: 10, ..scene.settings() };
     let worker = Worker::start(&settings).await;
-    within(Duration::from_secs(60), "the backlog keeps its places busy", async || {
+    within(Duration::from_secs(10), "the backlog keeps its places busy", async || {
         scene.ledger.len() > 30
     })
     .await;

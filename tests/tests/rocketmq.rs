@@ -380,9 +380,9 @@ async fn a_bad_configuration_is_refused() {
     assert!(shown.contains("me") && !shown.contains("hush"), "{shown}");
 }
 
-/// A short time-out, and within what an attempt must be over by it, also where the machine is busy.
-const SHORT: Duration = Duration::from_secs(2);
-const LIMIT: Duration = Duration::from_secs(8);
+/// A time-out of one second, and what an attempt may take by it.
+const SECOND: Duration = Duration::from_secs(1);
+const LIMIT: Duration = Duration::from_millis(1500);
 
 /// Sends one message that cannot arrive now, and checks how it is put off.
 async fn deferred(retry: &TaskRetry, topic: &str, body: &str, said: &str) -> TaskId {
@@ -392,20 +392,16 @@ async fn deferred(retry: &TaskRetry, topic: &str, body: &str, said: &str) -> Tas
     let Err(CallError::Deferred { id, cause, .. }) = sent else { panic!("{sent:?}") };
     println!("{took:?}: {cause}");
     assert!(took < LIMIT, "{took:?}");
-    // A busy machine may time out before the reason is known: one of the next attempts says it.
-    within(Duration::from_secs(60), said, async || {
-        let error = task(retry, id).await.last_error.unwrap();
-        assert!(error.len() < 500, "{error}");
-        error.contains(said)
-    })
-    .await;
+    assert!(cause.to_string().contains(said), "{cause}");
+    let error = task(retry, id).await.last_error.unwrap();
+    assert!(error.contains(said) && error.len() < 500, "{error}");
     id
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_nobody_listens_messages_wait() {
     on_sqlite(async |db| {
-        let retry = start(&db, config("127.0.0.1:1").send_timeout(SHORT)).await;
+        let retry = start(&db, config("127.0.0.1:1").send_timeout(SECOND)).await;
         deferred(&retry, "orders", "a", "127.0.0.1:1").await;
         let many = (0..300).map(|n: u32| mq::rocketmq("orders").send(&n).on(&retry).into_future());
         let began = Instant::now();
@@ -424,12 +420,12 @@ async fn where_nobody_listens_messages_wait() {
 async fn while_a_server_is_away_messages_wait() {
     let Some(servers) = Alone::get().await else { return };
     on_sqlite(async |db| {
-        let retry = start(&db, config(&servers.address).send_timeout(SHORT)).await;
+        let retry = start(&db, config(&servers.address).send_timeout(SECOND)).await;
         let (topic, fresh, quiet) = (topic("away"), topic("fresh"), topic("quiet"));
         mq::rocketmq(&topic).key("k").send("before").on(&retry).await.unwrap();
 
         servers.broker.freeze();
-        let frozen = deferred(&retry, &topic, "frozen", "not answered within 2s").await;
+        let frozen = deferred(&retry, &topic, "frozen", "not answered within 1s").await;
         servers.broker.thaw();
         becomes(&retry, frozen, Status::Succeeded).await;
 
@@ -464,7 +460,7 @@ async fn a_breaker_costs_no_more_than_the_next_attempt() {
     let Some(servers) = Alone::get().await else { return };
     let log = message().await;
     let topic = topic("breaker");
-    let rocketmq = RocketMq::connect(config(&servers.address).send_timeout(SHORT)).await.unwrap();
+    let rocketmq = RocketMq::connect(config(&servers.address).send_timeout(SECOND)).await.unwrap();
     for keyed in [true, false] {
         let message = || Message::of(&log).topic(&topic).key(if keyed { "k" } else { "" });
         rocketmq.publish(message()).await.unwrap();
@@ -542,7 +538,7 @@ async fn who_waits_for_each_message_keeps_the_order_of_a_key() {
     const EACH: usize = 60;
     let Some(servers) = Alone::get().await else { return };
     on_sqlite(async |db| {
-        let retry = start(&db, config(&servers.address).send_timeout(SHORT)).await;
+        let retry = start(&db, config(&servers.address).send_timeout(SECOND)).await;
         let topic = topic("order");
         let senders = (0..KEYS).map(async |key| {
             for n in 0..EACH {
@@ -614,12 +610,12 @@ innerClientAuthenticationCredentials={\"accessKey\":\"admin\",\"secretKey\":\"se
     on_sqlite(async |db| {
         let good = config(&server.url()).credentials("admin", "secret-1");
         works(good.clone()).await;
-        let bad = config(&server.url()).credentials("admin", "secret-2").send_timeout(SHORT);
+        let bad = config(&server.url()).credentials("admin", "secret-2").send_timeout(SECOND);
         let topic = topic("acl");
         let retry = start(&db, bad).await;
         let id = deferred(&retry, &topic, "one", "code 16: check access key").await;
         retry.shutdown().await.unwrap();
-        let none = start(&db, config(&server.url()).send_timeout(SHORT)).await;
+        let none = start(&db, config(&server.url()).send_timeout(SECOND)).await;
         deferred(&none, &topic, "two", "code 16").await;
         none.shutdown().await.unwrap();
         // The password has been mended.
@@ -639,7 +635,7 @@ async fn messages_go_by_tls_to_whom_is_trusted() {
     let server = Server::start_with("rocketmq", "-tls", &[("ROCKETMQ_TLS", "1")]).await;
     let Some(server) = server else { return };
     on_sqlite(async |db| {
-        let stranger = config(&server.url()).tls(true).send_timeout(SHORT);
+        let stranger = config(&server.url()).tls(true).send_timeout(SECOND);
         let trusted = stranger.clone().tls_ca(server.path("cert.pem"));
         let topic = topic("tls");
         let retry = start(&db, stranger).await;
@@ -667,7 +663,7 @@ async fn while_the_brokers_disk_is_full_messages_wait() {
     let Some(server) = Server::start_with("rocketmq", "-full", &settings).await else { return };
     on_sqlite(async |db| {
         works(config(&server.url())).await;
-        let retry = start(&db, config(&server.url()).send_timeout(SHORT)).await;
+        let retry = start(&db, config(&server.url()).send_timeout(SECOND)).await;
         // 94 % full, which the broker notices within ten seconds; with nothing left it would crash.
         disk.fill_but((SIZE << 20) * 6 / 100);
         let topic = topic("full");

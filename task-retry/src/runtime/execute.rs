@@ -620,7 +620,9 @@ async fn finish(
     cause: CauseKind,
     value: Option<Box<dyn Any + Send>>,
 ) -> Ended {
-    let transition = after(&ending, task.send_count, policy, inner.clock.now(), fastrand::f64());
+    // A retry waits for its delay however late it may be by now.
+    let now = inner.clock.latest();
+    let transition = after(&ending, task.send_count, policy, now, fastrand::f64());
     let (kind, error) = match ending {
         Ending::Success => (EndKind::Success, None),
         Ending::Pending(_) => (EndKind::Pending, None),
