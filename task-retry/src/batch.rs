@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use sea_orm::{ConnectionTrait, DbErr, TransactionTrait};
 
 use crate::call::{Call, Insertion, Scheduled};
+use crate::clock::Millis;
 use crate::runtime::Inner;
 use crate::runtime::write::{BYTES, Backoff, ROWS};
 use crate::store::{ANSWER, Conflict, Fault, Inserted, NewRow, Sql, in_time, steadily};
@@ -80,8 +81,9 @@ pub async fn enqueue_all<C: Enqueue>(
     let Some((retry, mut rows)) = prepare(calls)? else { return Ok(Vec::new()) };
     let inner = retry.open()?;
     let stored = store_all(inner, &mut rows).await?;
-    wake(inner, &rows);
-    inner.others.stored();
+    if let Some(first) = first_due(&rows) {
+        inner.tell_of_stored(first);
+    }
     Ok(stored.into_iter().map(Enqueued::typed).collect())
 }
 
@@ -99,7 +101,9 @@ pub async fn enqueue_all_in<C: Enqueue, T: ConnectionTrait>(
     let Some(stored) = insert_all(inner, transaction, &mut rows, false, false).await? else {
         return Err(Error::new(ErrorKind::Conflict, "an id was taken: try again"));
     };
-    wake(inner, &rows);
+    if let Some(first) = first_due(&rows) {
+        inner.wake.due_at(first);
+    }
     Ok(stored.into_iter().map(Enqueued::typed).collect())
 }
 
@@ -129,10 +133,8 @@ fn prepare<C: Enqueue>(
     Ok(runtime.map(|retry| (retry, rows)))
 }
 
-fn wake(inner: &Inner, rows: &[NewRow]) {
-    if let Some(first) = rows.iter().map(|row| row.next).min() {
-        inner.wake.due_at(first);
-    }
+fn first_due(rows: &[NewRow]) -> Option<Millis> {
+    rows.iter().map(|row| row.next).min()
 }
 
 /// One transaction, repeated as a whole. Its ids stay the same: if a commit whose answer was lost has

@@ -387,9 +387,9 @@ impl Stored for Enqueue {
                 });
             }
         } else {
-            inner.wake.due_at(row.next);
-            if self.now {
-                inner.others.stored();
+            match self.now {
+                true => inner.tell_of_stored(row.next),
+                false => inner.wake.due_at(row.next),
             }
         }
         let _ = self.reply.send(Ok(Enqueued::new(inner, id, true)));

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use sea_orm::{
     ConnectionTrait, Database, DatabaseConnection, QueryResult, Statement, TransactionTrait,
@@ -191,6 +192,42 @@ async fn other_processes_hear_of_what_was_stored(db: Arc<TestDb>) {
     retry.shutdown().await.unwrap();
 }
 
+/// A key that was held by somebody's transaction for a while: the row is stored long after it was due, and
+/// behind the place in the index from which the workers read.
+async fn other_processes_hear_of_what_was_stored_late(db: Arc<TestDb>) {
+    if !db.notifies() {
+        return;
+    }
+    let (builder, connection, _) = builder(&db).await;
+    let retry = builder.poll_interval_ms(3_600_000).start().await.unwrap();
+    let teller = db.builder().state(AtomicU32::new(0)).state(db.connect().await);
+    let teller = teller.state(Shop::default()).job(false).start().await.unwrap();
+    // With it, the workers know that nothing is due before now.
+    count().delay(Duration::from_secs(3600)).on(&retry).enqueue().await.unwrap();
+    until("it hears", async || {
+        count().on(&teller).enqueue().await.unwrap();
+        retry.tasks().count(Filter::all().status(Status::Succeeded)).await.unwrap() > 3
+    })
+    .await;
+    let transaction = connection.begin().await.unwrap();
+    count().key("k").on(&teller).enqueue_in(&transaction).await.unwrap();
+    let late = tokio::spawn(count().key("k").on(&teller).enqueue());
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    // The time goes on where they look.
+    count().on(&teller).enqueue().await.unwrap();
+    until("the others have succeeded", async || {
+        let open = Filter::all().status(Status::Executing);
+        retry.tasks().count(open).await.unwrap() == 1
+    })
+    .await;
+    transaction.rollback().await.unwrap();
+    let late = late.await.unwrap().unwrap();
+    assert!(late.is_new());
+    becomes(&retry, late.id(), Status::Succeeded).await;
+    teller.shutdown().await.unwrap();
+    retry.shutdown().await.unwrap();
+}
+
 async fn another_kind_of_database_is_refused(db: Arc<TestDb>) {
     let (builder, _, _) = builder(&db).await;
     let retry = builder.start().await.unwrap();
@@ -302,6 +339,7 @@ contract!(
     a_kick_makes_workers_look_at_once,
     a_late_commit_is_found_without_a_kick,
     other_processes_hear_of_what_was_stored,
+    other_processes_hear_of_what_was_stored_late,
     another_kind_of_database_is_refused,
     a_table_that_is_not_there_is_an_error_of_the_store,
     a_success_is_committed_with_the_work,

@@ -24,6 +24,8 @@ const FULL_LOOK: Duration = Duration::from_secs(5);
 /// That takes at most a twentieth of the time. A starter's table is read past all rows that have
 /// ended, since the starter leaves their times set.
 const LOOKS: u32 = 20;
+/// A row that was stored so much later than it was due may lie before the bound.
+const LATE: Millis = MARGIN / 2;
 /// A probe at least this often while batches come full.
 const PROBE: Duration = Duration::from_millis(200);
 /// However much else is due, suspects are looked for this often.
@@ -58,7 +60,7 @@ pub(crate) struct Others {
 
 impl Others {
     /// Rows are due that this process has just stored.
-    pub(crate) fn stored(&self) {
+    fn stored(&self) {
         self.news.notify_one();
     }
 
@@ -421,6 +423,17 @@ pub(super) async fn give_up(inner: Arc<Inner>, ready: Ready) -> bool {
 }
 
 impl Inner {
+    /// Tells the claims, here and elsewhere, of a row that was stored and is not held.
+    pub(crate) fn tell_of_stored(&self, due: Millis) {
+        if self.clock.now() - due > LATE {
+            self.wake.kick();
+            self.others.look();
+        } else {
+            self.wake.due_at(due);
+            self.others.stored();
+        }
+    }
+
     /// A claim of due rows.
     pub(crate) fn claim(&self, sources: Vec<i32>, limit: u32) -> Claim {
         let now = self.clock.now();
