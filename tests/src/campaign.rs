@@ -120,16 +120,29 @@ pub struct Report {
     /// Tasks that succeeded more than once, by cause.
     pub duplicates: BTreeMap<&'static str, u32>,
     /// From a worker's death to the next start of each of its tasks, while the database was well.
-    pub recovery: Vec<Duration>,
+    pub recovery: Recovery,
+    /// Of these, the times of tasks that are suspected of killing, which are started one at a time.
+    pub suspects: Recovery,
     /// What must not be.
     pub violations: Vec<String>,
 }
 
-impl Report {
-    /// A part of the times of recovery are no longer than this.
-    pub fn recovered_within(&self, part: f64) -> Duration {
-        let index = (self.recovery.len().saturating_sub(1) as f64 * part).round() as usize;
-        self.recovery.get(index).copied().unwrap_or_default()
+/// How long tasks waited, the shortest first.
+#[derive(Clone, Debug, Default)]
+pub struct Recovery(Vec<Duration>);
+
+impl Recovery {
+    /// So much of them took no longer than this.
+    pub fn within(&self, part: f64) -> Duration {
+        let index = (self.0.len().saturating_sub(1) as f64 * part).round() as usize;
+        self.0.get(index).copied().unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Recovery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (half, most) = (self.within(0.5), self.within(1.0));
+        write!(f, "{} times, p50 {half:?}, p99 {:?}, most {most:?}", self.0.len(), self.within(0.99))
     }
 }
 
@@ -156,14 +169,8 @@ impl fmt::Display for Report {
         writeln!(f, "  killed at points: {}", points.join(", "))?;
         writeln!(f, "  faults of the database: {}", list(&self.faults))?;
         writeln!(f, "  tasks that succeeded twice: {}", list(&self.duplicates))?;
-        writeln!(
-            f,
-            "  from death to next start: {} times, p50 {:?}, p99 {:?}, most {:?}",
-            self.recovery.len(),
-            self.recovered_within(0.5),
-            self.recovered_within(0.99),
-            self.recovered_within(1.0)
-        )?;
+        writeln!(f, "  from death to next start: {}", self.recovery)?;
+        writeln!(f, "  of these, suspects: {}", self.suspects)?;
         write!(f, "  violations: {}", self.violations.len())?;
         self.violations.iter().take(20).try_for_each(|violation| write!(f, "\n  - {violation}"))
     }

@@ -20,13 +20,14 @@ async fn work(
     #[context] context: &TaskContext,
     #[state] ledger: Arc<Ledger>,
 ) -> Result<(), String> {
-    let attempt = Attempt { context, ledger: &ledger, ended: false };
+    let running = Attempt { context, ledger: &ledger, ended: false };
     let (id, fence, pid) = (context.id().get(), context.task().fence, std::process::id());
-    ledger.write(&Line::Start { id, fence, attempt: context.attempt(), pid, at: now() });
+    let (attempt, crashes) = (context.attempt(), context.task().crash_count);
+    ledger.write(&Line::Start { id, fence, attempt, crashes, pid, at: now() });
     let mut random = fastrand::Rng::with_seed(number ^ u64::from(context.attempt()));
     let millis = if random.u8(..) < 10 { 200 } else { random.u64(..10) };
     tokio::time::sleep(Duration::from_millis(millis)).await;
-    attempt.end(random.u8(..) < 240)
+    running.end(random.u8(..) < 240)
 }
 
 struct Attempt<'a> {

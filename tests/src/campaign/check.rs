@@ -9,6 +9,9 @@ use super::ledger::{Attempt, Seen};
 use super::{APART, LEASE, RETRY, Report, Trouble};
 use crate::TestDb;
 
+/// A task that so many processes died with is suspected of killing them.
+const SUSPECT: u32 = 2;
+
 /// A row at the end.
 pub(super) struct Row {
     pub(super) status: i64,
@@ -164,9 +167,14 @@ pub(super) fn recovery(seen: &Seen, troubles: &[Trouble], report: &mut Report) {
                 .iter()
                 .any(|fault| fault.from <= next.start && fault.until + quiet >= attempt.start);
             if well {
-                report.recovery.push(Duration::from_micros(next.start.saturating_sub(death)));
+                let time = Duration::from_micros(next.start.saturating_sub(death));
+                report.recovery.0.push(time);
+                if next.crashes >= SUSPECT {
+                    report.suspects.0.push(time);
+                }
             }
         }
     }
-    report.recovery.sort_unstable();
+    report.recovery.0.sort_unstable();
+    report.suspects.0.sort_unstable();
 }

@@ -16,8 +16,8 @@ use crate::worker::uptime;
 pub enum Line {
     /// A caller was told that the task is stored.
     Accepted { id: i64, at: u64 },
-    /// An attempt starts.
-    Start { id: i64, fence: i64, attempt: u32, pid: u32, at: u64 },
+    /// An attempt starts; so many processes have died while they held its task.
+    Start { id: i64, fence: i64, attempt: u32, crashes: u32, pid: u32, at: u64 },
     /// An attempt ends; it succeeded, and it held its task then.
     End { id: i64, fence: i64, ok: bool, held: bool, pid: u32, at: u64 },
     /// An attempt was stopped.
@@ -65,6 +65,7 @@ pub(super) struct Seen {
 pub(super) struct Attempt {
     pub(super) fence: i64,
     pub(super) number: u32,
+    pub(super) crashes: u32,
     pub(super) pid: u32,
     pub(super) start: u64,
     pub(super) end: Option<End>,
@@ -112,8 +113,8 @@ impl Seen {
             Line::Accepted { id, .. } => {
                 self.accepted.insert(id);
             }
-            Line::Start { id, fence, attempt, pid, at } => {
-                let attempt = Attempt { fence, number: attempt, pid, start: at, end: None };
+            Line::Start { id, fence, attempt: number, crashes, pid, at } => {
+                let attempt = Attempt { fence, number, crashes, pid, start: at, end: None };
                 self.attempts.entry(id).or_default().push(attempt);
             }
             Line::End { id, fence, ok, held, pid, at } => {
