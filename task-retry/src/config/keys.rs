@@ -157,7 +157,8 @@ impl Loader {
         if let Some((prefix, rest)) = name.split_at_checked(PREFIX.len())
             && prefix.eq_ignore_ascii_case(PREFIX)
         {
-            self.put(&rest.replace("__", "."), &Value::Str(value));
+            let path = rest.replace("__", ".").replace('_', "-").to_lowercase();
+            self.put(&path, &Value::Str(value));
         }
     }
 

@@ -9,13 +9,21 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sea_orm::{ConnectionTrait, Statement};
+use sea_orm::{ConnectionTrait, DatabaseConnection, Statement};
 use task_retry::failpoints;
 use tokio::process::{Child, ChildStdin, Command};
 
 use super::ledger::now;
 use super::{LEASE, Report, Settings, Trouble};
 use crate::TestDb;
+
+/// A worker that is stopped.
+pub(super) struct Stopped {
+    from: u64,
+    until: Instant,
+    /// It seems to hold the database's only lock.
+    locks: bool,
+}
 
 /// A worker process of the campaign.
 pub(super) struct Worker {
@@ -26,8 +34,7 @@ pub(super) struct Worker {
     pub(super) input: Option<ChildStdin>,
     /// Told to shut down when it has lived for this long.
     pub(super) quits: Option<Duration>,
-    /// Until when it is stopped.
-    pub(super) stopped: Option<(u64, Instant)>,
+    pub(super) stopped: Option<Stopped>,
     /// What its wall clock is ahead by is in this file.
     clock: Option<PathBuf>,
 }
@@ -82,10 +89,16 @@ impl Worker {
     }
 
     /// Lets it go on if it is stopped.
-    pub(super) fn wake(&mut self, troubles: &mut Vec<Trouble>) {
-        if let Some((from, _)) = self.stopped.take() {
+    async fn wake(&mut self, file: Option<&DatabaseConnection>, troubles: &mut Vec<Trouble>) {
+        if let Some(Stopped { from, locks, .. }) = self.stopped.take() {
+            let locks = locks && is_locked(file).await;
             self.signal(Signal::SIGCONT);
-            troubles.push(Trouble { what: "stopped", pid: Some(self.pid), from, until: now() });
+            let until = now();
+            troubles.push(Trouble { what: "stopped", pid: Some(self.pid), from, until });
+            if locks {
+                let what = "locked by a stopped process";
+                troubles.push(Trouble { what, pid: None, from, until });
+            }
         }
     }
 }
@@ -99,6 +112,17 @@ impl Drop for Worker {
             }
         }
     }
+}
+
+/// Whether nobody gets SQLite's lock for a second: a process that is stopped may hold it, and then all
+/// others wait until it goes on.
+async fn is_locked(file: Option<&DatabaseConnection>) -> bool {
+    let Some(file) = file else { return false };
+    if file.execute_unprepared("begin immediate").await.is_err() {
+        return true;
+    }
+    file.execute_unprepared("rollback").await.expect("what was begun ends");
+    false
 }
 
 fn move_clock(clock: &Path, seconds: i64) {
@@ -133,6 +157,8 @@ pub(super) struct Crew {
     pub(super) faketime: Option<PathBuf>,
     /// They take turns.
     pub(super) urls: Vec<String>,
+    /// SQLite's file.
+    pub(super) file: Option<DatabaseConnection>,
     pub(super) workers: Vec<Worker>,
     pub(super) random: fastrand::Rng,
     pub(super) made: u64,
@@ -191,7 +217,7 @@ impl Crew {
     /// Wakes all, lets them shut down, and takes note of how they ended.
     async fn dismiss(&mut self, report: &mut Report, troubles: &mut Vec<Trouble>) {
         for worker in &mut self.workers {
-            worker.wake(troubles);
+            worker.wake(self.file.as_ref(), troubles).await;
             worker.input = None;
         }
         for mut worker in std::mem::take(&mut self.workers) {
@@ -202,15 +228,15 @@ impl Crew {
     }
 
     /// Kills, stops, wakes or asks to shut down, and moves clocks.
-    pub(super) fn strike(
+    pub(super) async fn strike(
         &mut self,
         enough: bool,
         report: &mut Report,
         troubles: &mut Vec<Trouble>,
     ) {
         for worker in &mut self.workers {
-            if worker.stopped.is_some_and(|(_, until)| Instant::now() >= until) {
-                worker.wake(troubles);
+            if worker.stopped.as_ref().is_some_and(|stopped| Instant::now() >= stopped.until) {
+                worker.wake(self.file.as_ref(), troubles).await;
             }
             if worker.quits.is_some_and(|after| worker.born.elapsed() > after) {
                 worker.input = None;
@@ -241,7 +267,9 @@ impl Crew {
                 let from = now();
                 worker.signal(Signal::SIGSTOP);
                 let pause = LEASE + Duration::from_millis(self.random.u64(500..2500));
-                worker.stopped = Some((from, Instant::now() + pause));
+                let until = Instant::now() + pause;
+                let locks = is_locked(self.file.as_ref()).await;
+                worker.stopped = Some(Stopped { from, until, locks });
             }
             _ => {}
         }

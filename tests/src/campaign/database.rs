@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sea_orm::ConnectionTrait;
+use sea_orm::{ConnectOptions, ConnectionTrait, DatabaseConnection};
 
 use super::ledger::now;
 use crate::Kind;
@@ -45,6 +45,14 @@ pub(super) async fn fail_over(pair: &mut (Server, Server), proxy: &Proxy) {
     pair.0 = promoted;
 }
 
+/// A connection to SQLite's file that waits a second for its lock.
+pub(super) async fn file(url: &str) -> DatabaseConnection {
+    let mut options = ConnectOptions::new(url);
+    options.max_connections(1).sqlx_logging(false);
+    options.map_sqlx_sqlite_opts(|options| options.busy_timeout(Duration::from_secs(1)));
+    sea_orm::Database::connect(options).await.expect("the file is there")
+}
+
 /// Faults of the database, one after another; returns what, from when and until when.
 pub(super) async fn trouble(
     database: Arc<Database>,
@@ -65,7 +73,7 @@ pub(super) async fn trouble(
         let (least, most) = if random.u8(..) < 25 { (5500, 7000) } else { (50, 1500) };
         let what = match &*database {
             Database::Sqlite => {
-                let options = sea_orm::ConnectOptions::new(&url).max_connections(1).to_owned();
+                let options = ConnectOptions::new(&url).max_connections(1).to_owned();
                 let other = sea_orm::Database::connect(options).await.expect("the file is there");
                 // The others may hold it for a while.
                 let begin = "begin exclusive";

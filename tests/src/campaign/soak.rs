@@ -97,7 +97,8 @@ pub async fn soak(kind: Kind, time: Duration, seed: u64) -> Option<Soak> {
     let settings =
         Settings { url: String::new(), folder: folder.clone(), first: 0, at: None, rate: 60 };
     let urls = vec![db.url.clone()];
-    let mut crew = Crew { settings, faketime: None, urls, workers: Vec::new(), random, made: 0 };
+    let mut crew =
+        Crew { settings, faketime: None, urls, file: None, workers: Vec::new(), random, made: 0 };
     for _ in 0..WORKERS {
         crew.add();
     }
