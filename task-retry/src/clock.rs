@@ -82,7 +82,7 @@ pub(crate) struct Anchor {
     error: Millis,
 }
 
-/// A clock that may be further off is asked for again.
+/// A clock that may be further off is asked for again, and what is due by it waits for certainty.
 pub(crate) const UNSURE: Millis = 100;
 
 impl Clock {
@@ -119,6 +119,11 @@ impl Clock {
     /// The earliest time that it may be.
     pub(crate) fn earliest(&self) -> Millis {
         self.now() - self.error()
+    }
+
+    /// What has this time or an earlier one is due. It is ahead by no more than [`UNSURE`].
+    pub(crate) fn due(&self) -> Millis {
+        self.now() - (self.error() - UNSURE).max(0)
     }
 
     /// An id for a task that is made now.
@@ -253,8 +258,10 @@ mod tests {
         read(&clock, 5000, Duration::from_secs(4));
         assert!((1990..=2010).contains(&clock.error()), "{}", clock.error());
         assert!(clock.earliest() < clock.now() && clock.now() < clock.latest());
+        assert!((95..=UNSURE).contains(&(clock.due() - clock.earliest())), "{}", clock.due());
         read(&clock, 6000, Duration::from_millis(10));
         assert!(clock.error() <= 7 && (5990..=6010).contains(&ahead(&clock)), "{}", ahead(&clock));
+        assert!((0..=5).contains(&(clock.now() - clock.due())), "{}", clock.due());
         // The first reading is as true as this one, but says less.
         read(&clock, 5000, Duration::from_secs(4));
         assert!(clock.error() <= 7 && (5990..=6010).contains(&ahead(&clock)), "{}", ahead(&clock));

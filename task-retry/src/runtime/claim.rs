@@ -241,7 +241,7 @@ async fn pass(
         return Ok(Duration::ZERO);
     }
     let first = first.min(inner.wake.due.load(Ordering::Acquire));
-    let until = first.saturating_sub(inner.clock.now()).max(1);
+    let until = first.saturating_sub(inner.clock.due()).max(1);
     Ok(poll.min(Duration::from_millis(until as u64)))
 }
 
@@ -260,7 +260,7 @@ async fn probe(
     let asked: Vec<_> =
         wanted.iter().map(|index| (lines[*index].source, lines[*index].floor)).collect();
     // From before the answer: what is stored meanwhile must not lie below the next bound.
-    let (now, asked_at) = (inner.clock.now(), Instant::now());
+    let (now, asked_at) = (inner.clock.due(), Instant::now());
     let found = in_time(ANSWER, store.first_due(&asked)).await?;
     if asked_at.elapsed() > inner.lease {
         // The database was frozen, for the others as well.
@@ -444,7 +444,7 @@ impl Inner {
             ids: None,
             limit,
             shard: None,
-            now,
+            now: self.clock.due(),
             expired: self.clock.earliest(),
             until: now + ceil_millis(self.lease),
             floor: None,

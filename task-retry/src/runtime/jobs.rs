@@ -155,7 +155,7 @@ impl Pass {
 
     async fn run_all(&self, inner: &Arc<Inner>, report: &mut RunReport) -> Result<()> {
         // What fails now and is due again at once is the next pass's.
-        let due = inner.clock.now();
+        let due = inner.clock.due();
         let limit = inner.task_limit.max(1);
         pauses::look(inner).await;
         for source in inner.registry.sources() {
