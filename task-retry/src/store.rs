@@ -71,7 +71,46 @@ pub(crate) struct NewRow {
     pub(crate) next: Millis,
 }
 
+/// What all rows of a batch have in common, in groups: it is bound once.
+#[derive(Clone, Copy, Debug)]
+struct Alike {
+    due: bool,
+    /// A source is one function, which has one name.
+    function: bool,
+    held: bool,
+    trace: bool,
+    rest: bool,
+}
+
+impl Alike {
+    fn of(rows: &[NewRow]) -> Self {
+        let alike =
+            |alike: fn(&NewRow, &NewRow) -> bool| rows.iter().all(|row| alike(row, &rows[0]));
+        Self {
+            due: alike(|a, b| a.next == b.next),
+            function: alike(|a, b| a.source == b.source),
+            held: alike(|a, b| a.held == b.held),
+            trace: alike(|a, b| a.trace == b.trace),
+            rest: alike(|a, b| {
+                let numbers = |row: &NewRow| (row.max_retry, row.expire);
+                numbers(a) == numbers(b)
+                    && (&a.msg_key, &a.topic, &a.unique_key)
+                        == (&b.msg_key, &b.topic, &b.unique_key)
+            }),
+        }
+    }
+
+    /// Nothing but ids and contexts differs.
+    fn all(self) -> bool {
+        self.due && self.function && self.held && self.trace && self.rest
+    }
+}
+
 impl NewRow {
+    fn locked_by(&self, store: &Store) -> Option<String> {
+        self.held.then(|| store.worker.clone())
+    }
+
     fn fence(&self) -> i64 {
         i64::from(self.held)
     }
@@ -160,6 +199,7 @@ pub(crate) struct Claim {
     pub(crate) limit: u32,
     /// Of all rows only those of this share.
     pub(crate) shard: Option<Shard>,
+    /// What has this time or an earlier one is due.
     pub(crate) now: Millis,
     /// The end of the lease.
     pub(crate) until: Millis,
@@ -634,6 +674,35 @@ impl Store {
         let mut sql = self.sql("select 1 from t_sys_mq_resend_log where ");
         self.due(&mut sql, &claim);
         Ok(!self.query(sql.build()).await?.is_empty())
+    }
+
+    /// A single row: a lone call does not pay for arrays.
+    fn one(&self, sql: &mut Sql, row: &NewRow, now: Millis) {
+        let now = self.times.down(now);
+        let values = [
+            row.id.into(),
+            row.source.into(),
+            row.msg_key.as_str().into(),
+            row.topic.as_str().into(),
+            row.context.clone().into(),
+            self.times.down(row.next),
+            row.fence().into(),
+            row.locked_by(self).into(),
+            row.unique_key.clone().into(),
+            row.task_name.clone().into(),
+            row.max_retry.into(),
+            self.times.maybe(row.expire),
+            row.trace.clone().into(),
+            self.project.as_str().into(),
+            now.clone(),
+            now,
+        ];
+        sql.push(
+            "insert into t_sys_mq_resend_log (id, source, msg_key, topic, context, next_send_time, \
+             fence, locked_by, unique_key, task_name, max_retry, expire_time, trace_context, \
+             project_name, create_time, update_time) values ",
+        );
+        sql.list(values);
     }
 
     /// The condition, order and limit of a claim.

@@ -40,17 +40,56 @@ pub(crate) trait Stored: Send {
 /// Why a row was not stored.
 #[derive(Debug)]
 pub(crate) enum Refusal {
-    Duplicate(crate::TaskId, Status),
+    Duplicate(TaskId, Status),
     Rejected(Error),
-    Uncertain(crate::TaskId, Error),
+    Uncertain(TaskId, Error),
 }
 
-struct Insert {
-    row: NewRow,
-    then: Box<dyn Stored>,
+/// What is to follow when a row is stored.
+struct Then {
+    stored: Box<dyn Stored>,
     /// An earlier try may have stored it: its answer was lost.
     lost: bool,
     _room: OwnedSemaphorePermit,
+}
+
+/// Rows on their way; apart from what follows, so that a statement takes them as they are.
+#[derive(Default)]
+struct Inserts {
+    rows: Vec<NewRow>,
+    then: Vec<Then>,
+}
+
+impl Inserts {
+    fn push(&mut self, row: NewRow, then: Then) {
+        self.rows.push(row);
+        self.then.push(then);
+    }
+
+    fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// In halves; the first may be empty.
+    fn halves(mut self) -> (Self, Self) {
+        let half = self.len() / 2;
+        let (rows, then) = (self.rows.split_off(half), self.then.split_off(half));
+        (self, Self { rows, then })
+    }
+
+    fn extend(&mut self, others: Self) {
+        self.rows.extend(others.rows);
+        self.then.extend(others.then);
+    }
+}
+
+impl IntoIterator for Inserts {
+    type Item = (NewRow, Then);
+    type IntoIter = std::iter::Zip<std::vec::IntoIter<NewRow>, std::vec::IntoIter<Then>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.rows.into_iter().zip(self.then)
+    }
 }
 
 struct End {
@@ -70,9 +109,9 @@ struct Late {
 
 #[derive(Default)]
 struct Queues {
-    inserts: VecDeque<Insert>,
+    inserts: VecDeque<(NewRow, Then)>,
     /// Rows with keys: they may have to wait for somebody's transaction, and others not for them.
-    keyed: VecDeque<Insert>,
+    keyed: VecDeque<(NewRow, Then)>,
     successes: VecDeque<End>,
     others: VecDeque<End>,
     late: VecDeque<Late>,
@@ -80,6 +119,8 @@ struct Queues {
     closed: bool,
     /// Batches that lanes are writing.
     busy: usize,
+    /// How many rows batches have of late.
+    usual: usize,
 }
 
 pub(crate) struct Writer {
@@ -94,7 +135,7 @@ pub(crate) struct Writer {
 }
 
 enum Batch {
-    Inserts(Vec<Insert>),
+    Inserts(Inserts),
     Ends(Vec<End>),
 }
 
@@ -121,22 +162,20 @@ impl Writer {
 
     /// Hands a row over to be stored. Once this has returned, the row is on its way, whatever
     /// becomes of the caller.
-    pub(crate) async fn insert(&self, row: NewRow, then: Box<dyn Stored>) {
+    pub(crate) async fn insert(&self, row: NewRow, stored: Box<dyn Stored>) {
         let Some(room) = self.room().await else {
-            return then.refused(Refusal::Rejected(closed()));
+            return stored.refused(Refusal::Rejected(closed()));
         };
         let mut queues = self.lock();
         if queues.closed {
             drop(queues);
-            return then.refused(Refusal::Rejected(closed()));
+            return stored.refused(Refusal::Rejected(closed()));
         }
-        let keyed = row.unique_key.is_some();
-        let insert = Insert { row, then, lost: false, _room: room };
-        let (queue, work) = match keyed {
-            true => (&mut queues.keyed, &self.keyed),
-            false => (&mut queues.inserts, &self.work),
+        let (queue, work) = match row.unique_key {
+            Some(_) => (&mut queues.keyed, &self.keyed),
+            None => (&mut queues.inserts, &self.work),
         };
-        queue.push_back(insert);
+        queue.push_back((row, Then { stored, lost: false, _room: room }));
         drop(queues);
         work.notify_one();
     }
@@ -171,12 +210,12 @@ impl Writer {
     }
 
     /// Lets those that were just woken hand over what they have: a batch of one, taken in haste, makes
-    /// all others wait for its commit. A lone call finds nobody, and goes on.
+    /// all others wait for its commit. Where one call comes after another, nobody is waited for.
     async fn gather(&self, enough: usize) {
         let mut before = 0;
         for _ in 0..GATHER {
-            let waiting = self.waiting();
-            if waiting == before || waiting >= enough {
+            let (waiting, usual) = self.waiting();
+            if waiting == before || waiting >= enough || usual < 2 {
                 return;
             }
             before = waiting;
@@ -184,9 +223,9 @@ impl Writer {
         }
     }
 
-    fn waiting(&self) -> usize {
+    fn waiting(&self) -> (usize, usize) {
         let queues = self.lock();
-        queues.inserts.len() + queues.successes.len() + queues.others.len()
+        (queues.inserts.len() + queues.successes.len() + queues.others.len(), queues.usual)
     }
 
     /// The next batch for a lane: of the longest queue, so that none waits for ever.
@@ -197,6 +236,7 @@ impl Writer {
             return None;
         }
         queues.busy += 1;
+        queues.usual = longest.max(queues.usual / 2);
         if queues.inserts.len() == longest {
             return Some(Batch::Inserts(take_inserts(&mut queues.inserts, store)));
         }
@@ -220,7 +260,7 @@ impl Writer {
         self.late.notify_one();
     }
 
-    fn next_keyed(&self, store: &Store) -> Option<Vec<Insert>> {
+    fn next_keyed(&self, store: &Store) -> Option<Inserts> {
         let mut queues = self.lock();
         if queues.keyed.is_empty() {
             return None;
@@ -270,8 +310,8 @@ impl Writer {
         self.give_up();
         let mut queues = self.lock();
         let Queues { inserts, keyed, .. } = &mut *queues;
-        for insert in inserts.drain(..).chain(keyed.drain(..)) {
-            insert.then.refused(Refusal::Rejected(closed()));
+        for (_, then) in inserts.drain(..).chain(keyed.drain(..)) {
+            then.stored.refused(Refusal::Rejected(closed()));
         }
         queues.successes.clear();
         queues.others.clear();
@@ -292,9 +332,10 @@ impl Writer {
     }
 }
 
-fn take_inserts(queue: &mut VecDeque<Insert>, store: &Store) -> Vec<Insert> {
-    let count = fitting(queue, |insert| insert.row.bytes(), |_| true);
-    queue.drain(..store.batch(count)).collect()
+fn take_inserts(queue: &mut VecDeque<(NewRow, Then)>, store: &Store) -> Inserts {
+    let count = fitting(queue, |(row, _)| row.bytes(), |_| true);
+    let (rows, then) = queue.drain(..store.batch(count)).unzip();
+    Inserts { rows, then }
 }
 
 /// How many items fit into one statement: one at least.
@@ -365,7 +406,7 @@ pub(crate) async fn keyed(inner: Arc<Inner>) {
             Some(batch) => {
                 let _done = Done(writer);
                 let contended = insert_keyed(&inner, &store, batch, false).await;
-                if !contended.is_empty() {
+                if contended.len() > 0 {
                     let inner = inner.clone();
                     inner.handle.clone().spawn(async move {
                         let _done = inner.writer.busy();
@@ -384,31 +425,30 @@ pub(crate) async fn keyed(inner: Arc<Inner>) {
 async fn insert_keyed(
     inner: &Arc<Inner>,
     store: &Store,
-    inserts: Vec<Insert>,
+    inserts: Inserts,
     patient: bool,
-) -> Vec<Insert> {
+) -> Inserts {
     let until = Instant::now() + ASK;
     let mut batches = VecDeque::from([inserts]);
-    let mut contended = Vec::new();
+    let mut contended = Inserts::default();
     let mut backoff = Backoff::default();
-    while let Some(mut batch) = batches.pop_front() {
-        let rows: Vec<NewRow> = batch.iter().map(|insert| insert.row.clone()).collect();
+    while let Some(batch) = batches.pop_front() {
         let now = inner.clock.now();
         failpoint!("insert.before");
-        match in_time(ANSWER, store.insert_keyed(&rows, now)).await {
+        match in_time(ANSWER, store.insert_keyed(&batch.rows, now)).await {
             Ok(answers) => {
                 failpoint!("insert.after");
                 let again = answer(inner, batch, answers);
-                if !again.is_empty() {
+                if again.len() > 0 {
                     batches.push_back(again);
                 }
             }
             Err(error) => match Fault::of(&error) {
                 Fault::Repeat if !patient => contended.extend(batch),
                 Fault::Repeat | Fault::Duplicate | Fault::Data if batch.len() > 1 => {
-                    let half = batch.split_off(batch.len() / 2);
-                    batches.push_front(half);
-                    batches.push_front(batch);
+                    let (first, second) = batch.halves();
+                    batches.push_front(second);
+                    batches.push_front(first);
                 }
                 Fault::Repeat if Instant::now() < until && !inner.writer.gives_up() => {
                     batches.push_back(batch);
@@ -423,19 +463,20 @@ async fn insert_keyed(
     contended
 }
 
-async fn insert(inner: &Arc<Inner>, store: &Store, inserts: Vec<Insert>) {
+async fn insert(inner: &Arc<Inner>, store: &Store, inserts: Inserts) {
     let asked_until = Instant::now() + ASK;
     let mut batches = vec![inserts];
     let mut backoff = Backoff::default();
     while let Some(mut batch) = batches.pop() {
-        let rows: Vec<NewRow> = batch.iter().map(|insert| insert.row.clone()).collect();
+        let rows = &batch.rows;
         let now = inner.clock.now();
-        let plain = batch.iter().all(|insert| !insert.lost && insert.row.unique_key.is_none());
+        let lost = batch.then.iter().any(|then| then.lost);
+        let plain = !lost && rows.iter().all(|row| row.unique_key.is_none());
         failpoint!("insert.before");
         let result = steadily(|| async {
             match plain {
-                true => in_time(ANSWER, store.insert_plain(&rows, now)).await,
-                false => in_time(ANSWER, store.insert(&store.db, &rows, now)).await,
+                true => in_time(ANSWER, store.insert_plain(rows, now)).await,
+                false => in_time(ANSWER, store.insert(&store.db, rows, now)).await,
             }
         })
         .await;
@@ -443,7 +484,7 @@ async fn insert(inner: &Arc<Inner>, store: &Store, inserts: Vec<Insert>) {
             Ok(answers) => {
                 failpoint!("insert.after");
                 let again = answer(inner, batch, answers);
-                if !again.is_empty() {
+                if again.len() > 0 {
                     batches.push(again);
                 }
                 continue;
@@ -451,19 +492,19 @@ async fn insert(inner: &Arc<Inner>, store: &Store, inserts: Vec<Insert>) {
             Err(error) => error,
         };
         let fault = Fault::of(&error);
-        for insert in &mut batch {
-            insert.lost |= fault == Fault::Lost;
+        for then in &mut batch.then {
+            then.lost |= fault == Fault::Lost;
         }
         match fault {
             Fault::Duplicate | Fault::Data if batch.len() > 1 => {
-                let half = batch.split_off(batch.len() / 2);
-                batches.push(half);
-                batches.push(batch);
+                let (first, second) = batch.halves();
+                batches.push(second);
+                batches.push(first);
             }
             // The same ids again: if the lost statement is carried out after all, one of the two
             // meets the other's rows and adds nothing.
             Fault::Lost | Fault::Unsent | Fault::Repeat
-                if batch.iter().any(|insert| insert.lost)
+                if batch.then.iter().any(|then| then.lost)
                     && Instant::now() < asked_until
                     && !inner.writer.gives_up() =>
             {
@@ -476,31 +517,29 @@ async fn insert(inner: &Arc<Inner>, store: &Store, inserts: Vec<Insert>) {
 }
 
 /// Tells what became of each row; returns those that need another id.
-fn answer(inner: &Arc<Inner>, batch: Vec<Insert>, answers: Vec<Inserted>) -> Vec<Insert> {
-    let mut again = Vec::new();
-    for (mut insert, answer) in batch.into_iter().zip(answers) {
+fn answer(inner: &Arc<Inner>, batch: Inserts, answers: Vec<Inserted>) -> Inserts {
+    let mut again = Inserts::default();
+    for ((mut row, then), answer) in batch.into_iter().zip(answers) {
         match answer {
-            Inserted::Stored => insert.then.stored(inner, insert.row),
-            Inserted::Duplicate(id, _) if id.0 == insert.row.id => {
-                insert.then.stored(inner, insert.row);
-            }
-            Inserted::IdTaken if insert.lost => insert.then.stored(inner, insert.row),
+            Inserted::Stored => then.stored.stored(inner, row),
+            Inserted::Duplicate(id, _) if id.0 == row.id => then.stored.stored(inner, row),
+            Inserted::IdTaken if then.lost => then.stored.stored(inner, row),
             Inserted::Duplicate(id, status) => {
-                insert.then.refused(Refusal::Duplicate(id, status));
+                then.stored.refused(Refusal::Duplicate(id, status));
             }
             Inserted::IdTaken => {
-                insert.row.id = inner.clock.new_id();
-                again.push(insert);
+                row.id = inner.clock.new_id();
+                again.push(row, then);
             }
         }
     }
     again
 }
 
-fn refuse(batch: Vec<Insert>, error: &DbErr) {
-    for insert in batch {
-        let id = crate::TaskId(insert.row.id);
-        let refusal = if insert.lost {
+fn refuse(batch: Inserts, error: &DbErr) {
+    for (row, then) in batch {
+        let id = TaskId(row.id);
+        let refusal = if then.lost {
             let what = "the connection was lost in the commit, and the database cannot be asked";
             Refusal::Uncertain(
                 id,
@@ -509,7 +548,7 @@ fn refuse(batch: Vec<Insert>, error: &DbErr) {
         } else {
             Refusal::Rejected(error.clone().into())
         };
-        insert.then.refused(refusal);
+        then.stored.refused(refusal);
     }
 }
 

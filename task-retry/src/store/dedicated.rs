@@ -85,8 +85,8 @@ macro_rules! on_kept {
             Some(connection) => connection,
             None => $pool.acquire().await.map_err(not_acquired)?,
         };
-        let values = SqlxValues($statement.values.clone().unwrap_or(Values(Vec::new())));
-        let query = sqlx::query_with(sqlx::AssertSqlSafe($statement.sql.as_str()), values);
+        let values = SqlxValues($statement.values.unwrap_or(Values(Vec::new())));
+        let query = sqlx::query_with(sqlx::AssertSqlSafe($statement.sql), values);
         // Not put back before it has answered: whoever is dropped in between has broken it.
         let result = query.$method(&mut *connection).await;
         match result {

@@ -79,7 +79,7 @@ pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis) -> Sql {
         sql.bind(row.source).push(", ").bind(row.context.clone()).push(", ");
         let due = if row.held { store.times.up(row.next) } else { store.times.down(row.next) };
         sql.bind(due).push(", ").bind(store.times.down(now)).push(", ");
-        sql.bind(row.fence()).push(", ").bind(row.held.then(|| store.worker.clone())).push(", ");
+        sql.bind(row.fence()).push(", ").bind(row.locked_by(store)).push(", ");
         sql.bind(row.task_name.clone());
         if more {
             sql.push(", ").bind(row.msg_key.as_str()).push(", ").bind(row.topic.as_str());

@@ -3,7 +3,7 @@
 use sea_orm::{DbBackend, Value};
 
 use super::sql::{OPEN, Sql};
-use super::{Claim, Conflict, NewRow, Settlement, Store};
+use super::{Alike, Claim, Conflict, NewRow, Settlement, Store};
 use crate::Status;
 use crate::clock::{Millis, to_datetime};
 
@@ -29,7 +29,7 @@ pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis, conflict: Conf
         ""
     });
     if let ([row], false) = (rows, impatient) {
-        one(store, &mut sql, row, now);
+        store.one(&mut sql, row, now);
         sql.push(skip);
         return sql;
     }
@@ -53,18 +53,7 @@ pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis, conflict: Conf
 fn columns(store: &Store, sql: &mut Sql, rows: &[NewRow]) {
     let text = |text: &Option<String>| Value::from(text.clone());
     let first = &rows[0];
-    let same = |same: fn(&NewRow, &NewRow) -> bool| rows.iter().all(|row| same(row, first));
-    let due = same(|a, b| a.next == b.next);
-    // A source is one function, which has one name.
-    let function = same(|a, b| a.source == b.source);
-    let held = same(|a, b| a.held == b.held);
-    let trace = same(|a, b| a.trace == b.trace);
-    let rest = same(|a, b| {
-        let rest = |row: &NewRow| (row.max_retry, row.expire);
-        rest(a) == rest(b)
-            && (&a.msg_key, &a.topic, &a.unique_key) == (&b.msg_key, &b.topic, &b.unique_key)
-    });
-    let locked_by = |row: &NewRow| row.held.then(|| store.worker.clone());
+    let Alike { due, function, held, trace, rest } = Alike::of(rows);
     let contexts: Option<Vec<String>> = rows.iter().map(|row| row.context.clone()).collect();
     let (context_as, contexts) = match contexts {
         Some(contexts) => ("", Value::from(contexts)),
@@ -92,7 +81,7 @@ fn columns(store: &Store, sql: &mut Sql, rows: &[NewRow]) {
     put(held, "fence", "bigint", first.fence().into(), &|| {
         ints(rows.iter().map(|row| Some(row.held.into())))
     });
-    put(held, "locked_by", "text", locked_by(first).into(), &|| {
+    put(held, "locked_by", "text", first.locked_by(store).into(), &|| {
         texts(rows.iter().map(|row| row.held.then_some(store.worker.as_str())))
     });
     put(rest, "msg_key", "text", first.msg_key.as_str().into(), &|| {
@@ -122,35 +111,6 @@ fn columns(store: &Store, sql: &mut Sql, rows: &[NewRow]) {
         names.push_str(name);
     }
     sql.push(") as v(").push(&names).push(")");
-}
-
-/// The values of a single row: a lone call does not pay for arrays.
-fn one(store: &Store, sql: &mut Sql, row: &NewRow, now: Millis) {
-    let text = |text: &Option<String>| Value::from(text.clone());
-    let values = [
-        row.id.into(),
-        row.source.into(),
-        row.msg_key.as_str().into(),
-        row.topic.as_str().into(),
-        text(&row.context),
-        to_datetime(row.next).into(),
-        row.fence().into(),
-        Value::from(row.held.then(|| store.worker.clone())),
-        text(&row.unique_key),
-        text(&row.task_name),
-        row.max_retry.into(),
-        Value::from(row.expire.map(to_datetime)),
-        text(&row.trace),
-        store.project.as_str().into(),
-        to_datetime(now).into(),
-        to_datetime(now).into(),
-    ];
-    sql.push(
-        "insert into t_sys_mq_resend_log (id, source, msg_key, topic, context, next_send_time, fence, \
-         locked_by, unique_key, task_name, max_retry, expire_time, trace_context, project_name, \
-         create_time, update_time) values ",
-    );
-    sql.list(values);
 }
 
 /// Successes, the common case, in a form of their own.

@@ -1,51 +1,118 @@
 //! What SQLite is asked in its own way: one JSON value in, `returning` out. It has one writer at a
 //! time, so every statement here is a short transaction of its own, and nothing is skipped.
 
-use sea_orm::DbBackend;
-use serde::Serialize;
+use sea_orm::{DbBackend, Value};
+use serde::ser::{Serialize, SerializeSeq, Serializer};
 
 use super::sql::{OPEN, Sql};
-use super::{Claim, Conflict, NewRow, Settlement, Store};
+use super::{Alike, Claim, Conflict, NewRow, Settlement, Store};
 use crate::clock::Millis;
 
 fn sql(text: &str) -> Sql {
     Sql::new(DbBackend::Sqlite, text)
 }
 
+/// The rows are an object of contexts, or of arrays with what not all rows have in common, by their ids:
+/// what is bound once is not read from JSON, and a plain value is read without being parsed again.
 pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis, conflict: Conflict) -> Sql {
+    if let [row] = rows {
+        let mut sql = sql("");
+        store.one(&mut sql, row, now);
+        if conflict != Conflict::Fail {
+            sql.push(" on conflict do nothing returning id");
+        }
+        return sql;
+    }
     let now = store.times.down(now);
+    let (alike, first) = (Alike::of(rows), &rows[0]);
     let mut sql = sql(
-        "insert into t_sys_mq_resend_log (id, source, msg_key, topic, context, next_send_time, fence, \
-         locked_by, unique_key, task_name, max_retry, expire_time, trace_context, project_name, \
-         create_time, update_time) \
-         select value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, \
-         value ->> 6, value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, ",
+        "insert into t_sys_mq_resend_log (project_name, create_time, update_time, id, context, \
+         next_send_time, source, task_name, fence, locked_by, msg_key, topic, unique_key, max_retry, \
+         expire_time, trace_context) select ",
     );
     sql.bind(store.project.as_str()).push(", ").bind(now.clone()).push(", ").bind(now);
+    sql.push(", key, value");
+    if !alike.all() {
+        sql.push(" ->> 0");
+    }
+    let mut index = 0;
+    let mut put = |same: bool, values: &[Value]| {
+        for value in values {
+            sql.push(", ");
+            if same {
+                sql.bind(value.clone());
+            } else {
+                index += 1;
+                sql.push("value ->> ").push(&index.to_string());
+            }
+        }
+    };
+    let time = |time: Option<Millis>| Value::from(store.times.sqlite(time));
+    put(alike.due, &[time(Some(first.next))]);
+    put(alike.function, &[first.source.into(), first.task_name.clone().into()]);
+    put(alike.held, &[first.fence().into(), first.locked_by(store).into()]);
+    put(
+        alike.rest,
+        &[
+            first.msg_key.as_str().into(),
+            first.topic.as_str().into(),
+            first.unique_key.clone().into(),
+            first.max_retry.into(),
+            time(first.expire),
+        ],
+    );
+    put(alike.trace, &[first.trace.clone().into()]);
     sql.push(" from json_each(");
-    sql.bind(json(rows.iter().map(|row| {
-        (
-            row.id,
-            row.source,
-            &row.msg_key,
-            &row.topic,
-            &row.context,
-            store.times.sqlite(Some(row.next)),
-            row.fence(),
-            row.held.then_some(&store.worker),
-            &row.unique_key,
-            &row.task_name,
-            row.max_retry,
-            store.times.sqlite(row.expire),
-            &row.trace,
-        )
-    })));
+    let mut object = serde_json::Serializer::new(Vec::new());
+    let rows = rows.iter().map(|row| (row.id, Varying { store, row, alike }));
+    object.collect_map(rows).expect("rows of strings and numbers are JSON");
+    let object = String::from_utf8(object.into_inner()).expect("JSON is UTF-8");
     // `where true` keeps the parser from taking `on` for a join's.
-    sql.push(match conflict {
+    sql.bind(object).push(match conflict {
         Conflict::Fail => ")",
         _ => ") where true on conflict do nothing returning id",
     });
     sql
+}
+
+/// What a row has for itself.
+struct Varying<'a> {
+    store: &'a Store,
+    row: &'a NewRow,
+    alike: Alike,
+}
+
+impl Serialize for Varying<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { store, row, alike } = self;
+        if alike.all() {
+            return row.context.serialize(serializer);
+        }
+        let mut values = serializer.serialize_seq(None)?;
+        values.serialize_element(&row.context)?;
+        if !alike.due {
+            values.serialize_element(&store.times.sqlite(Some(row.next)))?;
+        }
+        if !alike.function {
+            values.serialize_element(&row.source)?;
+            values.serialize_element(&row.task_name)?;
+        }
+        if !alike.held {
+            values.serialize_element(&row.fence())?;
+            values.serialize_element(&row.locked_by(store))?;
+        }
+        if !alike.rest {
+            values.serialize_element(&row.msg_key)?;
+            values.serialize_element(&row.topic)?;
+            values.serialize_element(&row.unique_key)?;
+            values.serialize_element(&row.max_retry)?;
+            values.serialize_element(&store.times.sqlite(row.expire))?;
+        }
+        if !alike.trace {
+            values.serialize_element(&row.trace)?;
+        }
+        values.end()
+    }
 }
 
 pub(super) fn succeed(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
@@ -54,8 +121,17 @@ pub(super) fn succeed(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
          locked_by = null, update_time = ",
     );
     sql.bind(store.times.down(now));
-    sql.push(" from (select value ->> 0 as id, value ->> 1 as fence from json_each(");
-    sql.bind(json(rows.iter().map(|row| (row.id, row.fence)))).push(")) as v where ");
+    sql.push(" from (select ");
+    let fence = rows[0].fence;
+    if rows.iter().all(|row| row.fence == fence) {
+        // Nearly all succeed at the first attempt, and a plain number is read without being parsed again.
+        sql.push("value as id, ").bind(fence).push(" as fence from json_each(");
+        sql.bind(json(rows.iter().map(|row| row.id)));
+    } else {
+        sql.push("value ->> 0 as id, value ->> 1 as fence from json_each(");
+        sql.bind(json(rows.iter().map(|row| (row.id, row.fence))));
+    }
+    sql.push(")) as v where ");
     guard(store, &mut sql);
     sql
 }
