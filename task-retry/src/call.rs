@@ -18,7 +18,7 @@ use crate::enqueued::value_of_earlier;
 use crate::registry::{BoxFuture, Ending, ErrorOf, Handler, Report, ValueOf, encode};
 use crate::runtime::execute::{EndKind, Ended, Inside, Ready, awaited, paused};
 use crate::runtime::held::Hold;
-use crate::runtime::write::{Refusal, Stored};
+use crate::runtime::write::{Refusal, Room, Stored};
 use crate::runtime::{Inner, pauses};
 use crate::store::{Inserted, NewRow};
 use crate::task::{Due, Options};
@@ -141,7 +141,7 @@ impl<R: Retryable> Call<R> {
     /// its key cannot be stored; `Store` if the database refuses; `Uncertain` if the connection died
     /// in the commit and the database cannot be asked.
     pub async fn enqueue(self) -> Result<Enqueued<R>> {
-        let (retry, prepared) = self.prepare()?;
+        let (retry, prepared) = self.prepare_boxed()?;
         enqueue(retry.open()?, prepared).await.map(Enqueued::typed)
     }
 
@@ -177,6 +177,11 @@ impl<R: Retryable> Call<R> {
             State::Described(description) => description.encoded.map(|(context, _)| context),
             _ => Err(Error::new(ErrorKind::Conflict, "this call was polled already")),
         }
+    }
+
+    /// For futures, which are smaller so.
+    fn prepare_boxed(self) -> Result<(TaskRetry, Box<Insertion>)> {
+        self.prepare().map(|(retry, insertion)| (retry, Box::new(insertion)))
     }
 
     pub(crate) fn prepare(self) -> Result<(TaskRetry, Insertion)> {
@@ -349,7 +354,19 @@ fn ready(
     Ready { task, hold, handler, args, tell: None, by_id: false, failed: None }
 }
 
-pub(crate) async fn enqueue(inner: &Arc<Inner>, mut insertion: Insertion) -> Result<Enqueued> {
+pub(crate) async fn enqueue(inner: &Arc<Inner>, insertion: Box<Insertion>) -> Result<Enqueued> {
+    let room = inner.writer.room().await;
+    send_off(inner, room, *insertion).await.unwrap_or_else(|_| {
+        Err(Error::new(ErrorKind::Closed, "the runtime ended while the task was being stored"))
+    })
+}
+
+/// Hands a task over to be stored, already held if there is a place for it here.
+fn send_off(
+    inner: &Arc<Inner>,
+    room: Option<Room>,
+    mut insertion: Insertion,
+) -> oneshot::Receiver<Result<Enqueued>> {
     let runs = inner.job && insertion.now && !inner.pauses.is_paused(insertion.row.source);
     let promised = runs && inner.pool.promise();
     if promised {
@@ -358,10 +375,8 @@ pub(crate) async fn enqueue(inner: &Arc<Inner>, mut insertion: Insertion) -> Res
     let (reply, answer) = oneshot::channel();
     let Insertion { row, handler, args, now } = insertion;
     let then = Enqueue { inner: inner.clone(), handler, args, promised, now, reply };
-    inner.writer.insert(row, Box::new(then)).await;
-    answer.await.unwrap_or_else(|_| {
-        Err(Error::new(ErrorKind::Closed, "the runtime ended while the task was being stored"))
-    })
+    inner.writer.insert(room, row, Box::new(then));
+    answer
 }
 
 /// What follows an `enqueue`: the task is handed over in memory, with no claim at all.
@@ -445,11 +460,11 @@ async fn run<R: Retryable>(call: Call<R>) -> Result<ValueOf<R>, CallError<ErrorO
         Ok(result) => return result,
         Err(call) => call,
     };
-    let (retry, insertion) = call.prepare().map_err(CallError::Rejected)?;
+    let (retry, insertion) = call.prepare_boxed().map_err(CallError::Rejected)?;
     let inner = retry.open().map_err(CallError::Rejected)?;
     match store_and_run(inner, insertion).await {
         Err(CallError::Duplicate { id, status: status @ Status::Succeeded }) => {
-            let value = value_of_earlier::<R>(inner, id).await;
+            let value = Box::pin(value_of_earlier::<R>(inner, id)).await;
             value.ok_or(CallError::Duplicate { id, status })
         }
         result => result,
@@ -469,26 +484,18 @@ pub(crate) async fn submit_and_wait(
     }
     let inner = retry.open().map_err(CallError::Rejected)?;
     let prepared = retry.prepare(inner, task).map_err(CallError::Rejected)?;
-    store_and_run(inner, prepared).await
+    store_and_run(inner, Box::new(prepared)).await
 }
 
 /// Stores a task already held, runs its first attempt in a task of its own, and waits for its end.
 async fn store_and_run<T: 'static, E: 'static>(
     inner: &Arc<Inner>,
-    mut insertion: Insertion,
+    insertion: Box<Insertion>,
 ) -> Result<T, CallError<E>> {
-    pauses::look(inner).await;
-    if !inner.pauses.is_paused(insertion.row.source) {
-        insertion.hold(inner);
-    }
     let id = TaskId(insertion.row.id);
-    let (reply, answer) = oneshot::channel();
-    let Insertion { row, handler, args, .. } = insertion;
-    inner
-        .writer
-        .insert(row, Box::new(Await { handler, args, inside: Inside::current(), reply }))
-        .await;
-    match answer.await {
+    pauses::look(inner).await;
+    let room = inner.writer.room().await;
+    match send_and_wait(inner, room, *insertion).await {
         Ok(Answer::Ended(id, ended)) => result(id, ended, inner),
         Ok(Answer::Refused(refusal)) => Err(match refusal {
             Refusal::Duplicate(id, status) => CallError::Duplicate { id, status },
@@ -501,6 +508,21 @@ async fn store_and_run<T: 'static, E: 'static>(
             Err(CallError::Uncertain { id, error })
         }
     }
+}
+
+fn send_and_wait(
+    inner: &Inner,
+    room: Option<Room>,
+    mut insertion: Insertion,
+) -> oneshot::Receiver<Answer> {
+    if !inner.pauses.is_paused(insertion.row.source) {
+        insertion.hold(inner);
+    }
+    let (reply, answer) = oneshot::channel();
+    let Insertion { row, handler, args, .. } = insertion;
+    let then = Await { handler, args, inside: Inside::current(), reply };
+    inner.writer.insert(room, row, Box::new(then));
+    answer
 }
 
 /// What follows the insert of an awaited call: its attempt, in a task of its own.

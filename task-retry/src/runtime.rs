@@ -187,7 +187,7 @@ impl TaskRetry {
     pub async fn submit(&self, task: Task) -> Result<Enqueued> {
         let inner = self.open()?;
         let insertion = self.prepare(inner, task)?;
-        call::enqueue(inner, insertion).await
+        call::enqueue(inner, Box::new(insertion)).await
     }
 
     /// Stores a task, as [`submit`](Self::submit) does, by a transaction of the caller's in the same

@@ -403,55 +403,57 @@ impl Drop for Entered<'_> {
 }
 
 /// Runs one attempt and hands its end to the writer; with `wait`, until that is written.
-pub(crate) async fn attempt(
+pub(crate) fn attempt(
     inner: &Arc<Inner>,
     ready: Ready,
     keep_value: bool,
     wait: bool,
-) -> Ended {
-    let (task, hold, handler) = (ready.task.clone(), ready.hold.clone(), ready.handler.clone());
+) -> impl Future<Output = Ended> + Send {
+    let task = &ready.task;
     let span = info_span!(
         "task_retry.attempt",
         task.id = task.id.0,
-        task.name = handler.meta().name,
+        task.name = ready.handler.meta().name,
         source = task.source,
         attempt = task.attempt(),
         project = inner.store.project,
         trace_context = task.trace_context,
     );
     inner.trace.link(&span, task.trace_context.as_deref());
-    async {
-        let (start, began) = (inner.clock.now(), Instant::now());
-        let mut ended = run(inner, ready, keep_value).await;
-        let Some(transition) = ended.written.clone() else {
-            inner.held.remove(&hold);
-            return ended;
+    // Whoever waits for it is moved about with it.
+    Box::pin(attempt_in(inner, ready, keep_value, wait)).instrument(span)
+}
+
+async fn attempt_in(inner: &Arc<Inner>, ready: Ready, keep_value: bool, wait: bool) -> Ended {
+    let (task, hold) = (ready.task.clone(), ready.hold.clone());
+    let (start, began) = (inner.clock.now(), Instant::now());
+    let mut ended = run(inner, ready, keep_value).await;
+    let Some(transition) = ended.written.clone() else {
+        inner.held.remove(&hold);
+        return ended;
+    };
+    let failed = transition.send_count > task.send_count;
+    let settlement = Settlement {
+        id: task.id.0,
+        fence: task.fence,
+        to: transition.to,
+        send_count: transition.send_count,
+        next: transition.next,
+        error: transition.error.as_deref().map(error_text),
+        result: ended.result.take().map(Arc::from),
+        attempt: failed.then(|| Attempted { start, millis: floor_millis(began.elapsed()) }),
+    };
+    let answer = inner.writer.end(settlement, hold).await;
+    if wait {
+        // The database may be away for long; what has ended is written when it is back.
+        let most = inner.lease.max(Duration::from_secs(30));
+        ended.landed = match tokio::time::timeout(most, answer).await {
+            Ok(Ok(landed)) => Some(landed),
+            Ok(Err(_)) | Err(_) => None,
         };
-        let failed = transition.send_count > task.send_count;
-        let settlement = Settlement {
-            id: task.id.0,
-            fence: task.fence,
-            to: transition.to,
-            send_count: transition.send_count,
-            next: transition.next,
-            error: transition.error.as_deref().map(error_text),
-            result: ended.result.take().map(Arc::from),
-            attempt: failed.then(|| Attempted { start, millis: floor_millis(began.elapsed()) }),
-        };
-        let answer = inner.writer.end(settlement, hold).await;
-        if wait {
-            // The database may be away for long; what has ended is written when it is back.
-            let most = inner.lease.max(Duration::from_secs(30));
-            ended.landed = match tokio::time::timeout(most, answer).await {
-                Ok(Ok(landed)) => Some(landed),
-                Ok(Err(_)) | Err(_) => None,
-            };
-            debug!(status = %transition.to, landed = ended.landed, "attempt ended");
-        }
-        ended
+        debug!(status = %transition.to, landed = ended.landed, "attempt ended");
     }
-    .instrument(span)
-    .await
+    ended
 }
 
 /// Runs an attempt up to its end and decides what is to be written.
@@ -529,7 +531,8 @@ async fn run(inner: &Arc<Inner>, ready: Ready, keep_value: bool) -> Ended {
         Report::Ended { ending, value, result } => {
             if hold.completed.load(Ordering::SeqCst) {
                 let ending = (ending, kind);
-                return completed(inner, &handler, &task, &policy, &hold, ending, value).await;
+                let done = completed(inner, &handler, &task, &policy, &hold, ending, value);
+                return Box::pin(done).await;
             }
             let (ending, result) = match inner.storable(task.source, result) {
                 Ok(result) => (ending, result),

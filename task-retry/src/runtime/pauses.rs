@@ -66,9 +66,13 @@ pub(crate) async fn read(inner: &Arc<Inner>) -> Result<Vec<i32>, DbErr> {
 /// Reads the table if that was long ago: where no loop reads it, with `job: false`, those do who are
 /// about to run something.
 pub(crate) async fn look(inner: &Arc<Inner>) {
-    if inner.job {
-        return;
+    if !inner.job {
+        // The future of a call, which seldom does this, stays small.
+        Box::pin(look_again(inner)).await;
     }
+}
+
+async fn look_again(inner: &Arc<Inner>) {
     let mut read = inner.pauses.read.lock().await;
     if read.is_some_and(|at| at.elapsed() < EVERY) {
         return;

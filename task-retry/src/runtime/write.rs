@@ -29,6 +29,9 @@ const GATHER: usize = 8;
 /// How long a lost answer is asked for before a call is told that its fate is uncertain.
 const ASK: Duration = Duration::from_secs(10);
 
+/// A place among the operations that wait.
+pub(crate) type Room = OwnedSemaphorePermit;
+
 /// What happens when a row is stored or not.
 pub(crate) trait Stored: Send {
     /// It is stored: `row` has its final id.
@@ -50,7 +53,7 @@ struct Then {
     stored: Box<dyn Stored>,
     /// An earlier try may have stored it: its answer was lost.
     lost: bool,
-    _room: OwnedSemaphorePermit,
+    _room: Room,
 }
 
 /// Rows on their way; apart from what follows, so that a statement takes them as they are.
@@ -98,7 +101,7 @@ struct End {
     reply: Option<oneshot::Sender<bool>>,
     /// What is written is not what the attempt was told.
     voided: bool,
-    _room: OwnedSemaphorePermit,
+    _room: Room,
 }
 
 /// Ends that could not be written within a limit.
@@ -156,21 +159,18 @@ impl Writer {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn room(&self) -> Option<OwnedSemaphorePermit> {
+    /// Waits for room for one operation; `None` once the writer has given up.
+    pub(crate) async fn room(&self) -> Option<Room> {
         self.room.clone().acquire_owned().await.ok()
     }
 
-    /// Hands a row over to be stored. Once this has returned, the row is on its way, whatever
-    /// becomes of the caller.
-    pub(crate) async fn insert(&self, row: NewRow, stored: Box<dyn Stored>) {
-        let Some(room) = self.room().await else {
-            return stored.refused(Refusal::Rejected(closed()));
-        };
+    /// Hands a row over to be stored. From here on it is on its way, whatever becomes of the caller.
+    pub(crate) fn insert(&self, room: Option<Room>, row: NewRow, stored: Box<dyn Stored>) {
         let mut queues = self.lock();
-        if queues.closed {
+        let Some(room) = room.filter(|_| !queues.closed) else {
             drop(queues);
             return stored.refused(Refusal::Rejected(closed()));
-        }
+        };
         let (queue, work) = match row.unique_key {
             Some(_) => (&mut queues.keyed, &self.keyed),
             None => (&mut queues.inserts, &self.work),
