@@ -390,24 +390,17 @@ struct Enqueue {
 }
 
 impl Stored for Enqueue {
-    fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow) {
-        let id = TaskId(row.id);
-        if self.promised {
-            inner.pool.break_promise();
-            let ready = ready(inner, row, self.handler, self.args);
-            if let Err(ready) = inner.pool.submit(inner, ready) {
-                let inner = inner.clone();
-                inner.handle.clone().spawn(async move {
-                    crate::runtime::execute::hand_back(&inner, vec![*ready]).await;
-                });
-            }
-        } else {
-            match self.now {
-                true => inner.tell_of_stored(row.next),
-                false => inner.wake.due_at(row.next),
-            }
+    fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow) -> Option<Ready> {
+        let Self { handler, args, promised, now, reply, .. } = *self;
+        let (id, next) = (TaskId(row.id), row.next);
+        let held = promised.then(|| ready(inner, row, handler, args));
+        let _ = reply.send(Ok(Enqueued::new(inner, id, true)));
+        match now {
+            _ if promised => {}
+            true => inner.tell_of_stored(next),
+            false => inner.wake.due_at(next),
         }
-        let _ = self.reply.send(Ok(Enqueued::new(inner, id, true)));
+        held
     }
 
     fn refused(self: Box<Self>, refusal: Refusal) {
@@ -534,12 +527,12 @@ struct Await {
 }
 
 impl Stored for Await {
-    fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow) {
+    fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow) -> Option<Ready> {
         let Self { handler, args, inside, reply } = *self;
         let id = TaskId(row.id);
         if !row.held {
             let _ = reply.send(Answer::Ended(id, left_alone(&handler, &row)));
-            return;
+            return None;
         }
         let ready = ready(inner, row, handler, args);
         let inner = inner.clone();
@@ -547,6 +540,7 @@ impl Stored for Await {
             let ended = awaited(&inner, ready, inside).await;
             let _ = reply.send(Answer::Ended(id, ended));
         });
+        None
     }
 
     fn refused(self: Box<Self>, refusal: Refusal) {

@@ -33,7 +33,7 @@ pub(crate) use self::layout::Layout;
 use self::row::{get, id, status};
 pub(crate) use self::sql::Sql;
 use self::sql::{OPEN, TABLE, Times};
-use crate::clock::{Clock, Millis};
+use crate::clock::{Clock, Millis, to_datetime};
 use crate::task::Options;
 use crate::{Error, ErrorKind, Result, Status, TaskId, TaskLog};
 
@@ -122,7 +122,7 @@ impl NewRow {
 
     /// The row as a claim would return it.
     pub(crate) fn into_log(self, project: &str, worker: &str, now: Millis) -> TaskLog {
-        let time = crate::clock::to_datetime;
+        let time = to_datetime;
         TaskLog {
             id: TaskId(self.id),
             project_name: project.to_owned(),
@@ -329,19 +329,18 @@ impl Store {
         rows.iter().filter_map(decode).collect()
     }
 
-    /// The columns of a task. PostgreSQL's infinite times are beyond what others can hold.
+    /// The columns of a task.
     fn columns(&self, prefix: &str) -> String {
-        let columns = row::columns(prefix);
-        if self.backend() != DbBackend::Postgres {
-            return columns;
+        row::COLUMNS.map(|column| self.column(prefix, column)).join(", ")
+    }
+
+    /// A column. PostgreSQL's infinite times are beyond what others can hold.
+    fn column(&self, prefix: &str, column: &str) -> String {
+        let name = format!("{prefix}{column}");
+        match self.backend() {
+            DbBackend::Postgres if column.ends_with("_time") => postgres::finite(&name),
+            _ => name,
         }
-        ["next_send_time", "create_time", "update_time", "expire_time"].iter().fold(
-            columns,
-            |columns, time| {
-                let column = format!("{prefix}{time}");
-                columns.replace(&column, &postgres::finite(&column))
-            },
-        )
     }
 
     /// `, update_time = …`, except where the server does that.
@@ -665,7 +664,25 @@ impl Store {
             DbBackend::Postgres => postgres::claim(self, claim),
             _ => sqlite::claim(self, claim),
         };
-        Ok(self.decode(&self.query(sql.build()).await?))
+        let mut tasks = self.decode(&self.query(sql.build()).await?);
+        for task in &mut tasks {
+            task.project_name.clone_from(&self.project);
+            task.locked_by = Some(self.worker.clone());
+            task.next_send_time = Some(to_datetime(claim.until));
+            task.update_time = to_datetime(claim.now);
+        }
+        Ok(tasks)
+    }
+
+    /// The columns of a task that a claim has just taken, without what the claim knows itself.
+    fn claimed(&self, prefix: &str) -> String {
+        let known = ["project_name", "locked_by", "next_send_time", "update_time"];
+        let columns = row::COLUMNS.map(|column| match column {
+            "project_name" => "''".to_owned(),
+            _ if known.contains(&column) => "null".to_owned(),
+            _ => self.column(prefix, column),
+        });
+        columns.join(", ")
     }
 
     /// Whether there is anything to claim, locked or not.

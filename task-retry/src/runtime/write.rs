@@ -12,6 +12,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{error, warn};
 
 use super::Inner;
+use super::execute::{Ready, hand_back};
 use super::held::Hold;
 use crate::store::{
     ANSWER, Fault, Inserted, NewRow, Settlement, Store, error_text, in_time, is_timeout, steadily,
@@ -34,8 +35,8 @@ pub(crate) type Room = OwnedSemaphorePermit;
 
 /// What happens when a row is stored or not.
 pub(crate) trait Stored: Send {
-    /// It is stored: `row` has its final id.
-    fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow);
+    /// It is stored: `row` has its final id. What is returned is handed to the workers.
+    fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow) -> Option<Ready>;
     /// It is not, or nobody knows.
     fn refused(self: Box<Self>, refusal: Refusal);
 }
@@ -438,7 +439,7 @@ async fn insert_keyed(
         match in_time(ANSWER, store.insert_keyed(&batch.rows, now)).await {
             Ok(answers) => {
                 failpoint!("insert.after");
-                let again = answer(inner, batch, answers);
+                let again = answer(inner, batch, answers).await;
                 if again.len() > 0 {
                     batches.push_back(again);
                 }
@@ -483,7 +484,7 @@ async fn insert(inner: &Arc<Inner>, store: &Store, inserts: Inserts) {
         let error = match result {
             Ok(answers) => {
                 failpoint!("insert.after");
-                let again = answer(inner, batch, answers);
+                let again = answer(inner, batch, answers).await;
                 if again.len() > 0 {
                     batches.push(again);
                 }
@@ -516,14 +517,17 @@ async fn insert(inner: &Arc<Inner>, store: &Store, inserts: Inserts) {
     }
 }
 
-/// Tells what became of each row; returns those that need another id.
-fn answer(inner: &Arc<Inner>, batch: Inserts, answers: Vec<Inserted>) -> Inserts {
+/// Tells what became of each row, and hands over what is to run; returns the rows that need another id.
+async fn answer(inner: &Arc<Inner>, batch: Inserts, answers: Vec<Inserted>) -> Inserts {
     let mut again = Inserts::default();
+    let mut ready = Vec::new();
     for ((mut row, then), answer) in batch.into_iter().zip(answers) {
         match answer {
-            Inserted::Stored => then.stored.stored(inner, row),
-            Inserted::Duplicate(id, _) if id.0 == row.id => then.stored.stored(inner, row),
-            Inserted::IdTaken if then.lost => then.stored.stored(inner, row),
+            Inserted::Stored => ready.extend(then.stored.stored(inner, row)),
+            Inserted::Duplicate(id, _) if id.0 == row.id => {
+                ready.extend(then.stored.stored(inner, row));
+            }
+            Inserted::IdTaken if then.lost => ready.extend(then.stored.stored(inner, row)),
             Inserted::Duplicate(id, status) => {
                 then.stored.refused(Refusal::Duplicate(id, status));
             }
@@ -531,6 +535,17 @@ fn answer(inner: &Arc<Inner>, batch: Inserts, answers: Vec<Inserted>) -> Inserts
                 row.id = inner.clock.new_id();
                 again.push(row, then);
             }
+        }
+    }
+    if ready.len() == 1 {
+        // Who has waited for it goes on first; otherwise the two get in each other's way.
+        tokio::task::yield_now().await;
+    }
+    for ready in ready {
+        inner.pool.break_promise();
+        if let Err(ready) = inner.pool.submit(inner, ready) {
+            let inner = inner.clone();
+            inner.handle.clone().spawn(async move { hand_back(&inner, vec![*ready]).await });
         }
     }
     again

@@ -244,7 +244,7 @@ pub(super) fn claim(store: &Store, claim: &Claim) -> Sql {
         None => sql.push("t.").push(OPEN).push(" and "),
     };
     sql.push("t.next_send_time <= ").bind(to_datetime(claim.now));
-    sql.push(" then true else false end returning ").push(&store.columns("t."));
+    sql.push(" then true else false end returning ").push(&store.claimed("t."));
     sql
 }
 

@@ -30,12 +30,7 @@ pub(crate) const COLUMNS: [&str; 20] = [
     "trace_context",
 ];
 
-/// The columns as a list, each with this prefix.
-pub(crate) fn columns(prefix: &str) -> String {
-    COLUMNS.map(|column| format!("{prefix}{column}")).join(", ")
-}
-
-/// A row that was selected by [`columns`].
+/// A row that was selected by these columns.
 ///
 /// Other programs write to the table too, so a value may be of a kind that cannot be read, such as text
 /// that is not UTF-8 or a zero date. The row is then told apart by [`TaskLog::unreadable`], and the

@@ -188,7 +188,7 @@ pub(super) fn claim(store: &Store, claim: &Claim) -> Sql {
     sql.push(", update_time = ").bind(store.times.down(claim.now));
     sql.push(" where id in (select id from t_sys_mq_resend_log where ");
     store.due(&mut sql, claim);
-    sql.push(") returning ").push(&store.columns(""));
+    sql.push(") returning ").push(&store.claimed(""));
     sql
 }
 
