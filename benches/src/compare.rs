@@ -122,17 +122,20 @@ const DRAIN_PEERS: &[Number] = &[
     rate(Postgres, "ruststream-lock", "drain:50000"),
     rate(Postgres, "ruststream-lease", "drain:50000"),
     rate(Postgres, "riverqueue", "drain:50000"),
+    rate(Postgres, "apalis", "drain:50000"),
 ];
 const SUSTAINED_PEERS: &[Number] = &[
     rate(Postgres, "graphile_worker", "sustained:2"),
     rate(Postgres, "ruststream-lock", "sustained:2"),
     rate(Postgres, "ruststream-lease", "sustained:2"),
     rate(Postgres, "riverqueue", "sustained:2"),
+    rate(Postgres, "apalis", "sustained:2"),
 ];
 const FENCED_PEERS: &[Number] = &[rate(Postgres, "ruststream-lease", "sustained:2")];
 const BULK_PEERS: &[Number] = &[
     rate(Postgres, "graphile_worker", "bulk:100000"),
     rate(Postgres, "riverqueue", "bulk:100000"),
+    rate(Postgres, "apalis", "bulk:100000"),
 ];
 
 const BOTH_COMMITS: &str = "the row before the function runs, and its success before the answer";
@@ -379,6 +382,15 @@ pub fn comparisons() -> Vec<Comparison> {
             goal: AtLeast(1.2),
         },
         Comparison {
+            name: "mariadb-sustained",
+            text: "Enqueue and run, one process",
+            durable: "each row at its enqueue's answer; every success before the clock stops",
+            ours: rate(Mariadb, "ours", "sustained:512"),
+            of: Of::Run(rate(Mariadb, "ruststream-lease", "sustained:2")),
+            other: "ruststream-sqlx, leases",
+            goal: AtLeast(1.2),
+        },
+        Comparison {
             name: "sqlite-sustained",
             text: "Enqueue and run, one process",
             durable: "each row at its enqueue's answer; every success before the clock stops",
@@ -386,6 +398,15 @@ pub fn comparisons() -> Vec<Comparison> {
             of: Of::Run(rate(Sqlite, "ruststream-lease", "sustained:2")),
             other: "ruststream-sqlx, leases",
             goal: AtLeast(10.0),
+        },
+        Comparison {
+            name: "sqlite-sustained",
+            text: "Enqueue and run, one process",
+            durable: "the same; the peer's commits do not wait for the disk",
+            ours: rate(Sqlite, "ours", "sustained:512"),
+            of: Of::Run(rate(Sqlite, "effectum", "sustained:2")),
+            other: "effectum",
+            goal: AtLeast(1.0),
         },
         Comparison {
             name: "sqlite-awaited",

@@ -2,6 +2,7 @@
 //! `benches/run --help` tells how; docs/performance.md what came out.
 
 mod compare;
+mod feed;
 mod group;
 mod hand_others;
 mod hand_postgres;
@@ -142,7 +143,11 @@ fn run_child(
 ) -> Result<(BTreeMap<String, f64>, String), String> {
     let name = format!("bench_{}", std::process::id());
     let url = runtime.block_on(tool::fresh(admin, &name));
-    let mut child = Command::new(std::env::current_exe().unwrap())
+    let mut program = std::env::current_exe().unwrap();
+    if run.1 == "effectum" {
+        program.set_file_name("effectum-bench");
+    }
+    let mut child = Command::new(program)
         .args(["child", run.1, run.2])
         .env("BENCH_URL", &url)
         .stdin(Stdio::null())
@@ -191,6 +196,7 @@ async fn child(url: String, who: String, what: String) {
         "ours" => ours::child(&url, &what).await,
         "hand" if !url.starts_with("postgres") => hand_others::child(&url, &what).await,
         "hand" => hand_postgres::child(&url, &what).await,
+        "apalis" => peers::apalis::child(&url, &what).await,
         "dbos" => peers::dbos::child(&url, &what).await,
         "graphile_worker" => peers::graphile::child(&url, &what).await,
         "riverqueue" => peers::river::child(&url, &what).await,

@@ -6,14 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection};
 
-/// The text that every task carries.
-pub const TEXT: &str = "hello world";
-
-/// Tells the run one number.
-pub fn metric(name: &str, value: f64) {
-    println!("@ {name} {value}");
-    let _ = std::io::stdout().flush();
-}
+pub use crate::feed::*;
 
 /// Tells the run something to be printed as it is.
 pub fn note(text: &str) {
@@ -30,15 +23,6 @@ pub fn percentile(times: &mut [Duration], part: f64) -> f64 {
 /// Nanoseconds of the machine's clock: the same in all processes.
 pub fn nanos() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64
-}
-
-/// Shortens what takes long, for `--quick`.
-pub fn quick() -> bool {
-    std::env::var_os("BENCH_QUICK").is_some()
-}
-
-pub fn seconds(full: u64, quick_: u64) -> Duration {
-    Duration::from_secs(if quick() { quick_ } else { full })
 }
 
 pub async fn connect(url: &str) -> DatabaseConnection {
@@ -145,13 +129,6 @@ impl Second {
     }
 }
 
-/// Waits until a counter has reached a number.
-pub async fn until(counter: &std::sync::atomic::AtomicU64, number: u64) {
-    while counter.load(std::sync::atomic::Ordering::Relaxed) < number {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
-
 /// Callers side by side that call again and again until a time. Returns the calls and what each took.
 pub async fn callers<F, R>(count: u64, until: std::time::Instant, call: F) -> Vec<Duration>
 where
@@ -194,43 +171,6 @@ where
 /// In the second process: waits for the first.
 pub fn wait_for_go() {
     std::io::stdin().read_line(&mut String::new()).unwrap();
-}
-
-/// How many rows a peer is fed at once.
-pub const BATCH: u64 = 1000;
-
-/// Feeds batches for a time, by producers side by side that never get more than ten batches ahead of
-/// the work. Returns the number of rows.
-pub async fn feed<F, R>(
-    producers: u64,
-    time: Duration,
-    runs: &'static std::sync::atomic::AtomicU64,
-    batch: F,
-) -> u64
-where
-    F: Fn(u64) -> R + Clone + Send + 'static,
-    R: Future<Output = ()> + Send,
-{
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-    let until = std::time::Instant::now() + time;
-    let sent = Arc::new(AtomicU64::new(0));
-    let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..producers {
-        let (batch, sent) = (batch.clone(), sent.clone());
-        tasks.spawn(async move {
-            while std::time::Instant::now() < until {
-                if sent.load(Relaxed) > runs.load(Relaxed) + 10 * BATCH {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                    continue;
-                }
-                sent.fetch_add(BATCH, Relaxed);
-                batch(BATCH).await;
-            }
-        });
-    }
-    tasks.join_all().await;
-    sent.load(Relaxed)
 }
 
 /// The server's version, in numbers.

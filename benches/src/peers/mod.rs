@@ -1,5 +1,6 @@
 //! Others, each at the best configuration that was found for it.
 
+pub mod apalis;
 pub mod dbos;
 pub mod graphile;
 pub mod river;
