@@ -270,12 +270,6 @@ impl Writer {
         Some(take_inserts(&mut queues.keyed, store))
     }
 
-    /// Something more is being written, until the guard is dropped.
-    fn busy(&self) -> Done<'_> {
-        self.lock().busy += 1;
-        Done(self)
-    }
-
     fn next_late(&self) -> Option<Late> {
         let mut queues = self.lock();
         let late = queues.late.pop_front()?;
@@ -397,6 +391,20 @@ impl Drop for Done<'_> {
     }
 }
 
+/// Writes something in a task of its own, before whose end the writer is not idle.
+fn write_beside<F: Future<Output = ()> + Send + 'static>(
+    inner: &Arc<Inner>,
+    work: impl FnOnce(Arc<Inner>) -> F,
+) {
+    inner.writer.lock().busy += 1;
+    let work = work(inner.clone());
+    let inner = inner.clone();
+    inner.handle.clone().spawn(async move {
+        let _done = Done(&inner.writer);
+        work.await;
+    });
+}
+
 /// The lane of rows with keys. Those that somebody's transaction stands in the way of go on in a task
 /// of their own, so that this lane waits for nobody.
 pub(crate) async fn keyed(inner: Arc<Inner>) {
@@ -408,9 +416,7 @@ pub(crate) async fn keyed(inner: Arc<Inner>) {
                 let _done = Done(writer);
                 let contended = insert_keyed(&inner, &store, batch, false).await;
                 if contended.len() > 0 {
-                    let inner = inner.clone();
-                    inner.handle.clone().spawn(async move {
-                        let _done = inner.writer.busy();
+                    write_beside(&inner, |inner| async move {
                         insert_keyed(&inner, &inner.store, contended, true).await;
                     });
                 }
@@ -544,8 +550,8 @@ async fn answer(inner: &Arc<Inner>, batch: Inserts, answers: Vec<Inserted>) -> I
     for ready in ready {
         inner.pool.break_promise();
         if let Err(ready) = inner.pool.submit(inner, ready) {
-            let inner = inner.clone();
-            inner.handle.clone().spawn(async move { hand_back(&inner, vec![*ready]).await });
+            // Not here: it may have to wait for room, which lanes make.
+            write_beside(inner, |inner| async move { hand_back(&inner, vec![*ready]).await });
         }
     }
     again
