@@ -145,7 +145,15 @@ pub fn comparisons() -> Vec<Comparison> {
     let sustained = rate(Postgres, "ours", "sustained:512");
     let two = rate(Postgres, "ours", "two:512");
     let graphile = rate(Postgres, "graphile_worker", "sustained:2");
-    let big = (Postgres, "ours", "claim:1000");
+    let claim = |on, name, small, other| Comparison {
+        name,
+        text: "Claiming 50 rows beside 1M finished and 1M future rows, p50",
+        durable: "the claim",
+        ours: p50(on, "ours", "claim:1000"),
+        of: Of::Run(p50(on, "ours", small)),
+        other,
+        goal: AtMost(1.2),
+    };
     vec![
         Comparison {
             name: "lone",
@@ -327,24 +335,8 @@ pub fn comparisons() -> Vec<Comparison> {
             other: "",
             goal: AtMost(10_000.0),
         },
-        Comparison {
-            name: "claim",
-            text: "Claiming 50 rows beside 1M finished and 1M future rows, p50",
-            durable: "the claim",
-            ours: Number(big, "p50_us"),
-            of: Of::Run(p50(Postgres, "ours", "claim:10")),
-            other: "the same beside 10k and 10k",
-            goal: AtMost(1.2),
-        },
-        Comparison {
-            name: "claim",
-            text: "Claiming 50 rows beside 1M finished and 1M future rows, p50",
-            durable: "the claim",
-            ours: Number(big, "p50_us"),
-            of: Of::Run(p50(Postgres, "ours", "claim:100")),
-            other: "the same beside 100k and 100k",
-            goal: AtMost(1.2),
-        },
+        claim(Postgres, "claim", "claim:10", "the same beside 10k and 10k"),
+        claim(Postgres, "claim", "claim:100", "the same beside 100k and 100k"),
         Comparison {
             name: "snapshot",
             text: "With an old snapshot held for 60 s: the last 10 s",
@@ -390,6 +382,8 @@ pub fn comparisons() -> Vec<Comparison> {
             other: "ruststream-sqlx, leases",
             goal: AtLeast(1.2),
         },
+        claim(Mariadb, "mariadb-claim", "claim:10", "the same beside 10k and 10k"),
+        claim(Mariadb, "mariadb-claim", "claim:100", "the same beside 100k and 100k"),
         Comparison {
             name: "sqlite-sustained",
             text: "Enqueue and run, one process",
@@ -417,5 +411,7 @@ pub fn comparisons() -> Vec<Comparison> {
             other: "group commit by hand",
             goal: AtLeast(0.7),
         },
+        claim(Sqlite, "sqlite-claim", "claim:10", "the same beside 10k and 10k"),
+        claim(Sqlite, "sqlite-claim", "claim:100", "the same beside 100k and 100k"),
     ]
 }

@@ -363,6 +363,9 @@ async fn count_grouped(url: &str, count: u64) {
 /// Claims of 50 rows, as the server itself times and counts them, beside this many thousand finished
 /// and as many future rows.
 async fn claim(url: &str, thousands: u64) {
+    if !url.starts_with("postgres") {
+        return claim_elsewhere(url, thousands).await;
+    }
     let retry = start(url, false).await;
     store(&retry, 1).await;
     let db = connect(url).await;
@@ -409,8 +412,7 @@ async fn claim(url: &str, thousands: u64) {
         if !plan.contains("set fence = t.fence + 1") || !plan.contains("rows=50 loops") {
             continue;
         }
-        let duration = plan.split("duration: ").nth(1).unwrap().split(' ').next().unwrap();
-        times.push(Duration::from_secs_f64(duration.parse::<f64>().unwrap() / 1000.0));
+        times.push(crate::plans::duration(&plan));
         let hits = plan.split("shared hit=").nth(1).unwrap_or("0");
         let hits: String = hits.chars().take_while(char::is_ascii_digit).collect();
         buffers.push(Duration::from_micros(hits.parse().unwrap()));
@@ -422,6 +424,86 @@ async fn claim(url: &str, thousands: u64) {
     // The plans of the small tables are no news.
     if let Some(plan) = shown.filter(|_| thousands >= 1000) {
         note(plan.split_once(" plan:").map_or(plan.as_str(), |(_, plan)| plan.trim()));
+    }
+}
+
+/// The same on MariaDB, of the select by which a claim finds and locks its rows, and on SQLite.
+async fn claim_elsewhere(url: &str, thousands: u64) {
+    let retry = start(url, false).await;
+    let mariadb = url.starts_with("mysql");
+    let db = connect(url).await;
+    let rows = thousands * 1000;
+    let time = |hours: i32, millis: &str| match mariadb {
+        true => format!("now(3) + interval {hours} hour + interval {millis} * 1000 microsecond"),
+        false => format!(
+            "strftime('%Y-%m-%d %H:%M:%f', 'now', '{hours} hours', (({millis}) / 1000.0) || ' seconds')"
+        ),
+    };
+    let fill = |from: u64, count: u64, status: u64, next: String| {
+        let numbers = match mariadb {
+            true => format!("(select seq as g from seq_1_to_{count}) n"),
+            false => format!(
+                "(with recursive n(g) as (select 1 union all select g + 1 from n where g < {count}) \
+                 select g from n)"
+            ),
+        };
+        format!(
+            "insert into t_sys_mq_resend_log \
+             (id, project_name, source, context, status, next_send_time, task_name, msg_key, topic) \
+             select {from} + g, 'bench', 100, '{{\"number\":1,\"text\":\"{TEXT}\"}}', {status}, {next}, \
+             'noop', '', '' from {numbers}"
+        )
+    };
+    for sql in [
+        fill(1, rows, 3, "null".to_owned()),
+        fill(10_000_001, rows, 1, time(24, "g")),
+        fill(20_000_001, 5000, 0, time(-1, "g % 10000")),
+    ] {
+        db.execute_unprepared(&sql).await.unwrap();
+    }
+    retry.shutdown().await.unwrap();
+    settle(url).await;
+    let told = crate::plans::listen();
+    let log = if mariadb { Some(crate::plans::SlowLog::start(db.clone()).await) } else { None };
+    let mut options = sea_orm::ConnectOptions::new(url);
+    options.sqlx_logging(!mariadb).max_connections(8);
+    let own = sea_orm::Database::connect(options).await.unwrap();
+    let retry = TaskRetry::builder().project("bench").connection(own).job(false).detached();
+    let retry = retry.migrate(false).start().await.unwrap();
+    retry.run_due(None).await.unwrap();
+    retry.shutdown().await.unwrap();
+    let (mut times, mut plan) = (Vec::new(), String::new());
+    match log {
+        Some(log) => {
+            for (time, shown, sql) in log.end().await {
+                // So many rows were read.
+                if sql.contains("for update skip locked") && shown.contains("\t50.00\t") {
+                    times.push(time);
+                    plan = format!("{sql}\n{shown}");
+                }
+            }
+        }
+        None => {
+            for told in told.lock().unwrap().drain(..) {
+                let flat = told.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
+                if flat.contains("set fence = fence + 1") {
+                    times.push(crate::plans::duration(&told));
+                    plan = told.split_once(" ms ").unwrap().1.trim().to_owned();
+                }
+            }
+            let sql = format!("explain query plan {plan}");
+            let steps = Statement::from_string(db.get_database_backend(), sql);
+            for step in db.query_all_raw(steps).await.unwrap() {
+                plan = format!("{plan}\n{}", step.try_get::<String>("", "detail").unwrap());
+            }
+        }
+    }
+    // The last ones found nothing more.
+    times.truncate(100);
+    metric("claims", times.len() as f64);
+    metric("p50_us", percentile(&mut times, 0.5));
+    if thousands >= 1000 {
+        crate::tool::note(&plan);
     }
 }
 

@@ -1,8 +1,11 @@
-//! What `auto_explain` tells: the plans of the statements as they are really run.
+//! The times and plans of statements as they are really run: PostgreSQL's from `auto_explain`, MariaDB's
+//! from its slow log, SQLite's times as the driver tells them.
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use sea_orm::{ConnectionTrait, DatabaseConnection, Statement};
 use tracing::field::{Field, Visit};
 use tracing::span;
 
@@ -17,7 +20,7 @@ pub fn listen() -> Arc<Mutex<Vec<String>>> {
 
 impl tracing::Subscriber for Listener {
     fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.target().starts_with("sqlx::postgres::notice")
+        ["sqlx::postgres::notice", "sqlx::query"].contains(&metadata.target())
     }
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
         span::Id::from_u64(1)
@@ -25,20 +28,82 @@ impl tracing::Subscriber for Listener {
     fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
     fn event(&self, event: &tracing::Event<'_>) {
-        struct Message(String);
-        impl Visit for Message {
+        #[derive(Default)]
+        struct Told {
+            text: String,
+            seconds: f64,
+        }
+        impl Visit for Told {
+            fn record_f64(&mut self, field: &Field, value: f64) {
+                if field.name() == "elapsed_secs" {
+                    self.seconds = value;
+                }
+            }
             fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-                if field.name() == "message" {
+                if ["message", "db.statement"].contains(&field.name()) {
                     // It comes quoted.
                     let text = format!("{value:?}").replace("\\n", "\n").replace("\\t", "\t");
-                    self.0 = text.trim_matches('"').to_owned();
+                    self.text += text.trim_matches('"');
                 }
             }
         }
-        let mut message = Message(String::new());
-        event.record(&mut message);
-        self.0.lock().unwrap().push(message.0);
+        let mut told = Told::default();
+        event.record(&mut told);
+        if told.seconds > 0.0 {
+            told.text = format!("duration: {} ms {}", told.seconds * 1000.0, told.text.trim());
+        }
+        self.0.lock().unwrap().push(told.text);
     }
     fn enter(&self, _: &span::Id) {}
     fn exit(&self, _: &span::Id) {}
+}
+
+/// How long a statement took that was told of.
+pub fn duration(told: &str) -> Duration {
+    let text = told.split("duration: ").nth(1).unwrap().split(' ').next().unwrap();
+    Duration::from_secs_f64(text.parse::<f64>().unwrap() / 1000.0)
+}
+
+async fn text(db: &DatabaseConnection, sql: String) -> String {
+    let sql = Statement::from_string(db.get_database_backend(), sql);
+    db.query_one_raw(sql).await.unwrap().unwrap().try_get_by_index(0).unwrap()
+}
+
+/// MariaDB's slow log, of all statements of connections that are made from now on, with their plans.
+pub struct SlowLog(DatabaseConnection, std::path::PathBuf);
+
+impl SlowLog {
+    pub async fn start(db: DatabaseConnection) -> Self {
+        let path = format!("{}/{}", text(&db, "select @@datadir".into()).await, "bench-slow.log");
+        let _ = std::fs::remove_file(&path);
+        for setting in [
+            format!("slow_query_log_file = '{path}'"),
+            "log_output = 'FILE'".to_owned(),
+            "log_slow_verbosity = 'query_plan,explain'".to_owned(),
+            "long_query_time = 0".to_owned(),
+            "slow_query_log = 1".to_owned(),
+        ] {
+            db.execute_unprepared(&format!("set global {setting}")).await.unwrap();
+        }
+        Self(db, path.into())
+    }
+
+    /// Ends it. Its entries: time, plan, statement.
+    pub async fn end(self) -> Vec<(Duration, String, String)> {
+        for setting in ["slow_query_log = 0", "long_query_time = 10", "log_slow_verbosity = ''"] {
+            self.0.execute_unprepared(&format!("set global {setting}")).await.unwrap();
+        }
+        let log = std::fs::read(&self.1).unwrap();
+        let log = String::from_utf8_lossy(&log).into_owned();
+        log.split("# User@Host").skip(1).filter_map(entry).collect()
+    }
+}
+
+fn entry(text: &str) -> Option<(Duration, String, String)> {
+    let time = text.split("Query_time: ").nth(1)?.split_whitespace().next()?.parse().ok()?;
+    let plan = text.lines().filter_map(|line| line.strip_prefix("# explain: "));
+    let plan = plan.collect::<Vec<_>>().join("\n");
+    let beside = |line: &&str| ["#", "SET ", "use "].iter().any(|start| line.starts_with(start));
+    let statement = text.lines().skip(1).filter(|line| !beside(line));
+    Some((Duration::from_secs_f64(time), plan, statement.collect::<Vec<_>>().join("\n")))
 }
