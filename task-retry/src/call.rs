@@ -16,9 +16,9 @@ use crate::clock::{Millis, ceil_millis, floor_millis, to_datetime, to_millis};
 use crate::context::{Env, TaskContext};
 use crate::enqueued::value_of_earlier;
 use crate::registry::{BoxFuture, Ending, ErrorOf, Handler, Report, ValueOf, encode};
-use crate::runtime::execute::{EndKind, Ended, Inside, Ready, awaited, paused};
+use crate::runtime::execute::{EndKind, Ended, Inside, Ready, awaited, hand_back, paused};
 use crate::runtime::held::Hold;
-use crate::runtime::write::{Refusal, Room, Stored};
+use crate::runtime::write::{Refusal, Room, Stored, write_beside};
 use crate::runtime::{Inner, pauses};
 use crate::store::{Inserted, NewRow};
 use crate::task::{Due, Options};
@@ -393,14 +393,24 @@ impl Stored for Enqueue {
     fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow) -> Option<Ready> {
         let Self { handler, args, promised, now, reply, .. } = *self;
         let (id, next) = (TaskId(row.id), row.next);
-        let held = promised.then(|| ready(inner, row, handler, args));
-        let _ = reply.send(Ok(Enqueued::new(inner, id, true)));
-        match now {
-            _ if promised => {}
-            true => inner.tell_of_stored(next),
-            false => inner.wake.due_at(next),
+        let mut starts = None;
+        if promised {
+            inner.pool.break_promise();
+            // In the pool before its caller hears of it, who may shut the runtime down.
+            match inner.pool.admit(ready(inner, row, handler, args)) {
+                Ok(first) => starts = first,
+                // Not here: it may have to wait for room, which lanes make.
+                Err(back) => write_beside(inner, |inner| async move {
+                    hand_back(&inner, vec![*back]).await;
+                }),
+            }
+        } else if now {
+            inner.tell_of_stored(next);
+        } else {
+            inner.wake.due_at(next);
         }
-        held
+        let _ = reply.send(Ok(Enqueued::new(inner, id, true)));
+        starts
     }
 
     fn refused(self: Box<Self>, refusal: Refusal) {

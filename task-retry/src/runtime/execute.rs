@@ -175,6 +175,14 @@ impl Pool {
 
     /// Takes a task in; it starts when it is its turn. Gives it back if the pool is closed.
     pub(crate) fn submit(&self, inner: &Arc<Inner>, ready: Ready) -> Result<(), Box<Ready>> {
+        if let Some(ready) = self.admit(ready)? {
+            start(inner, ready);
+        }
+        Ok(())
+    }
+
+    /// The same, but that what is to start now is left to the caller, who has to do it.
+    pub(crate) fn admit(&self, ready: Ready) -> Result<Option<Ready>, Box<Ready>> {
         let source = ready.task.source;
         let mut state = self.lock();
         if state.closed {
@@ -190,14 +198,8 @@ impl Pool {
             state.turn.push_back(source);
         }
         state.queued += 1;
-        if state.running < self.limits.places
-            && let Some(ready) = self.take(&mut state)
-        {
-            drop(state);
-            let inner = inner.clone();
-            inner.handle.clone().spawn(worker(inner, ready));
-        }
-        Ok(())
+        let free = state.running < self.limits.places;
+        Ok(if free { self.take(&mut state) } else { None })
     }
 
     /// The next task whose source may run one more, source by source in turn.
@@ -268,8 +270,7 @@ impl Pool {
         drop(state);
         self.freed.notify_waiters();
         if let Some(ready) = next {
-            let inner = inner.clone();
-            inner.handle.clone().spawn(worker(inner, ready));
+            start(inner, ready);
         }
     }
 
@@ -316,6 +317,12 @@ pub(crate) struct Room {
     pub(crate) waiting: usize,
     pub(crate) queue: usize,
     pub(crate) closed: bool,
+}
+
+/// Starts what [`Pool::admit`] has let in.
+pub(crate) fn start(inner: &Arc<Inner>, ready: Ready) {
+    let inner = inner.clone();
+    inner.handle.clone().spawn(worker(inner, ready));
 }
 
 /// One place: runs tasks until none waits.

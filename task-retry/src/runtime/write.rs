@@ -12,7 +12,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{error, warn};
 
 use super::Inner;
-use super::execute::{Ready, hand_back};
+use super::execute::{Ready, start};
 use super::held::Hold;
 use crate::store::{
     ANSWER, Fault, Inserted, NewRow, Settlement, Store, error_text, in_time, is_timeout, steadily,
@@ -35,7 +35,7 @@ pub(crate) type Room = OwnedSemaphorePermit;
 
 /// What happens when a row is stored or not.
 pub(crate) trait Stored: Send {
-    /// It is stored: `row` has its final id. What is returned is handed to the workers.
+    /// It is stored: `row` has its final id. What is returned is to start.
     fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow) -> Option<Ready>;
     /// It is not, or nobody knows.
     fn refused(self: Box<Self>, refusal: Refusal);
@@ -392,7 +392,7 @@ impl Drop for Done<'_> {
 }
 
 /// Writes something in a task of its own, before whose end the writer is not idle.
-fn write_beside<F: Future<Output = ()> + Send + 'static>(
+pub(crate) fn write_beside<F: Future<Output = ()> + Send + 'static>(
     inner: &Arc<Inner>,
     work: impl FnOnce(Arc<Inner>) -> F,
 ) {
@@ -523,7 +523,7 @@ async fn insert(inner: &Arc<Inner>, store: &Store, inserts: Inserts) {
     }
 }
 
-/// Tells what became of each row, and hands over what is to run; returns the rows that need another id.
+/// Tells what became of each row, and starts what is to run; returns the rows that need another id.
 async fn answer(inner: &Arc<Inner>, batch: Inserts, answers: Vec<Inserted>) -> Inserts {
     let mut again = Inserts::default();
     let mut ready = Vec::new();
@@ -548,11 +548,7 @@ async fn answer(inner: &Arc<Inner>, batch: Inserts, answers: Vec<Inserted>) -> I
         tokio::task::yield_now().await;
     }
     for ready in ready {
-        inner.pool.break_promise();
-        if let Err(ready) = inner.pool.submit(inner, ready) {
-            // Not here: it may have to wait for room, which lanes make.
-            write_beside(inner, |inner| async move { hand_back(&inner, vec![*ready]).await });
-        }
+        start(inner, ready);
     }
     again
 }
