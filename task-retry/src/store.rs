@@ -696,13 +696,14 @@ impl Store {
     /// A single row: a lone call does not pay for arrays.
     fn one(&self, sql: &mut Sql, row: &NewRow, now: Millis) {
         let now = self.times.down(now);
+        let next = if row.held { self.times.up(row.next) } else { self.times.down(row.next) };
         let values = [
             row.id.into(),
             row.source.into(),
             row.msg_key.as_str().into(),
             row.topic.as_str().into(),
             row.context.clone().into(),
-            self.times.down(row.next),
+            next,
             row.fence().into(),
             row.locked_by(self).into(),
             row.unique_key.clone().into(),

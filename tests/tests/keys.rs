@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use sea_orm::{ConnectionTrait, TransactionTrait};
+use serde::{Deserialize, Serialize};
 use task_retry::{CallError, ErrorKind, Filter, Status, Task, TaskId, TaskRetry, retryable};
 use task_retry_tests::{Gate, Kind, TestDb, becomes, contract, only_task, task};
 
@@ -24,6 +25,29 @@ async fn other(_name: &str) -> Result<(), String> {
 #[retryable(source = 102)]
 async fn waits(#[state] gate: &Gate) -> Result<(), String> {
     gate.pass().await;
+    Ok(())
+}
+
+/// Panics when it is dropped, after it has come back from JSON.
+#[derive(Serialize, Deserialize)]
+struct Bomb {
+    #[serde(skip, default = "armed")]
+    armed: bool,
+}
+
+fn armed() -> bool {
+    true
+}
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        assert!(!self.armed, "an argument was dropped");
+    }
+}
+
+#[retryable(source = 103)]
+async fn disarms(mut bomb: Bomb) -> Result<(), String> {
+    bomb.armed = false;
     Ok(())
 }
 
@@ -85,6 +109,21 @@ async fn good_keys_beside_taken_ones_are_stored(db: Arc<TestDb>) {
         assert_eq!(stored.id() == first.id(), n % 50 == 7);
     }
     assert_eq!(retry.tasks().count(Filter::all()).await.unwrap(), 50);
+    retry.shutdown().await.unwrap();
+}
+
+/// The arguments of a duplicate are dropped by the lane that stores the others of its batch.
+async fn an_argument_that_panics_when_it_is_dropped_keeps_no_other_task(db: Arc<TestDb>) {
+    let (retry, _) = start(&db).await;
+    let call = |key: u32| disarms(Bomb { armed: false }).key(key.to_string()).on(&retry).enqueue();
+    let first = call(0).await.unwrap();
+    becomes(&retry, first.id(), Status::Succeeded).await;
+    let stored = join_all((1..=20).chain([0]).map(call)).await;
+    let (again, others) = stored.split_last().unwrap();
+    assert!(!again.as_ref().unwrap().is_new());
+    for other in others {
+        becomes(&retry, other.as_ref().unwrap().id(), Status::Succeeded).await;
+    }
     retry.shutdown().await.unwrap();
 }
 
@@ -240,6 +279,7 @@ contract!(
     a_key_is_taken_once,
     of_many_awaited_calls_one_runs,
     good_keys_beside_taken_ones_are_stored,
+    an_argument_that_panics_when_it_is_dropped_keeps_no_other_task,
     keys_that_look_alike_are_different,
     bad_keys_are_refused,
     a_key_is_kept_by_success_and_failure_and_freed_by_cancelling,

@@ -523,17 +523,30 @@ async fn insert(inner: &Arc<Inner>, store: &Store, inserts: Inserts) {
     }
 }
 
+/// Tasks that have their places. They start when this is dropped, also by a panic of what a caller has
+/// passed in, else they would keep their places and leases for ever.
+struct Starts<'a> {
+    inner: &'a Arc<Inner>,
+    ready: Vec<Ready>,
+}
+
+impl Drop for Starts<'_> {
+    fn drop(&mut self) {
+        self.ready.drain(..).for_each(|ready| start(self.inner, ready));
+    }
+}
+
 /// Tells what became of each row, and starts what is to run; returns the rows that need another id.
 async fn answer(inner: &Arc<Inner>, batch: Inserts, answers: Vec<Inserted>) -> Inserts {
     let mut again = Inserts::default();
-    let mut ready = Vec::new();
+    let mut starts = Starts { inner, ready: Vec::new() };
     for ((mut row, then), answer) in batch.into_iter().zip(answers) {
         match answer {
-            Inserted::Stored => ready.extend(then.stored.stored(inner, row)),
+            Inserted::Stored => starts.ready.extend(then.stored.stored(inner, row)),
             Inserted::Duplicate(id, _) if id.0 == row.id => {
-                ready.extend(then.stored.stored(inner, row));
+                starts.ready.extend(then.stored.stored(inner, row));
             }
-            Inserted::IdTaken if then.lost => ready.extend(then.stored.stored(inner, row)),
+            Inserted::IdTaken if then.lost => starts.ready.extend(then.stored.stored(inner, row)),
             Inserted::Duplicate(id, status) => {
                 then.stored.refused(Refusal::Duplicate(id, status));
             }
@@ -543,12 +556,9 @@ async fn answer(inner: &Arc<Inner>, batch: Inserts, answers: Vec<Inserted>) -> I
             }
         }
     }
-    if ready.len() == 1 {
+    if starts.ready.len() == 1 {
         // Who has waited for it goes on first; otherwise the two get in each other's way.
         tokio::task::yield_now().await;
-    }
-    for ready in ready {
-        start(inner, ready);
     }
     again
 }
