@@ -3,6 +3,7 @@
 //! batch gathers.
 
 use std::collections::{HashSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -170,7 +171,7 @@ impl Writer {
         let mut queues = self.lock();
         let Some(room) = room.filter(|_| !queues.closed) else {
             drop(queues);
-            return stored.refused(Refusal::Rejected(closed()));
+            return refused(stored, Refusal::Rejected(closed()));
         };
         let (queue, work) = match row.unique_key {
             Some(_) => (&mut queues.keyed, &self.keyed),
@@ -306,7 +307,7 @@ impl Writer {
         let mut queues = self.lock();
         let Queues { inserts, keyed, .. } = &mut *queues;
         for (_, then) in inserts.drain(..).chain(keyed.drain(..)) {
-            then.stored.refused(Refusal::Rejected(closed()));
+            refused(then.stored, Refusal::Rejected(closed()));
         }
         queues.successes.clear();
         queues.others.clear();
@@ -523,8 +524,8 @@ async fn insert(inner: &Arc<Inner>, store: &Store, inserts: Inserts) {
     }
 }
 
-/// Tasks that have their places. They start when this is dropped, also by a panic of what a caller has
-/// passed in, else they would keep their places and leases for ever.
+/// Tasks that have their places. They start whatever ends the answers, else they would keep their places
+/// and leases for ever.
 struct Starts<'a> {
     inner: &'a Arc<Inner>,
     ready: Vec<Ready>,
@@ -548,7 +549,7 @@ async fn answer(inner: &Arc<Inner>, batch: Inserts, answers: Vec<Inserted>) -> I
             }
             Inserted::IdTaken if then.lost => starts.ready.extend(then.stored.stored(inner, row)),
             Inserted::Duplicate(id, status) => {
-                then.stored.refused(Refusal::Duplicate(id, status));
+                refused(then.stored, Refusal::Duplicate(id, status));
             }
             Inserted::IdTaken => {
                 row.id = inner.clock.new_id();
@@ -563,6 +564,13 @@ async fn answer(inner: &Arc<Inner>, batch: Inserts, answers: Vec<Inserted>) -> I
     again
 }
 
+/// Dropping the arguments may panic, and the others of a batch do not suffer for it.
+fn refused(stored: Box<dyn Stored>, refusal: Refusal) {
+    if catch_unwind(AssertUnwindSafe(|| stored.refused(refusal))).is_err() {
+        warn!("dropping the arguments of a call panicked; it was refused");
+    }
+}
+
 fn refuse(batch: Inserts, error: &DbErr) {
     for (row, then) in batch {
         let id = TaskId(row.id);
@@ -575,7 +583,7 @@ fn refuse(batch: Inserts, error: &DbErr) {
         } else {
             Refusal::Rejected(error.clone().into())
         };
-        then.stored.refused(refusal);
+        refused(then.stored, refusal);
     }
 }
 
