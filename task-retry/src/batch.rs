@@ -1,11 +1,12 @@
 //! Many calls at once: all of them are stored or none.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use sea_orm::{ConnectionTrait, DbErr, TransactionTrait};
 
-use crate::call::{Call, Insertion, Scheduled};
-use crate::clock::Millis;
+use crate::call::{Call, Scheduled};
+use crate::clock::{LATEST, Millis};
 use crate::runtime::Inner;
 use crate::runtime::write::{BYTES, Backoff, ROWS};
 use crate::store::{ANSWER, Conflict, Fault, Inserted, NewRow, Sql, in_time, steadily};
@@ -54,6 +55,9 @@ impl<R: Retryable> Enqueue for Scheduled<R> {
 ///
 /// Dropping the future stores nothing, unless the commit was sent already.
 ///
+/// What `calls` gives is taken at once; the calls are made into rows a thousand at a time, while the
+/// database stores those before.
+///
 /// ```standalone_crate
 /// # use task_retry::{TaskRetry, enqueue_all, retryable};
 /// # #[tokio::main(flavor = "current_thread")]
@@ -78,12 +82,10 @@ impl<R: Retryable> Enqueue for Scheduled<R> {
 pub async fn enqueue_all<C: Enqueue>(
     calls: impl IntoIterator<Item = C>,
 ) -> Result<Vec<Enqueued<C::Function>>> {
-    let Some((retry, mut rows)) = prepare(calls)? else { return Ok(Vec::new()) };
+    let Some((retry, mut rows)) = Rows::of(calls)? else { return Ok(Vec::new()) };
     let inner = retry.open()?;
     let stored = store_all(inner, &mut rows).await?;
-    if let Some(first) = first_due(&rows) {
-        inner.tell_of_stored(first);
-    }
+    inner.tell_of_stored(rows.first_due());
     Ok(stored.into_iter().map(Enqueued::typed).collect())
 }
 
@@ -95,51 +97,160 @@ pub async fn enqueue_all_in<C: Enqueue, T: ConnectionTrait>(
     transaction: &T,
     calls: impl IntoIterator<Item = C>,
 ) -> Result<Vec<Enqueued<C::Function>>> {
-    let Some((retry, mut rows)) = prepare(calls)? else { return Ok(Vec::new()) };
+    let Some((retry, mut rows)) = Rows::of(calls)? else { return Ok(Vec::new()) };
     let inner = retry.open()?;
     inner.store.same_backend(transaction)?;
     let Some(stored) = insert_all(inner, transaction, &mut rows, false, false).await? else {
         return Err(Error::new(ErrorKind::Conflict, "an id was taken: try again"));
     };
-    if let Some(first) = first_due(&rows) {
-        inner.wake.due_at(first);
-    }
+    inner.wake.due_at(rows.first_due());
     Ok(stored.into_iter().map(Enqueued::typed).collect())
 }
 
-fn prepare<C: Enqueue>(
-    calls: impl IntoIterator<Item = C>,
-) -> Result<Option<(TaskRetry, Vec<NewRow>)>> {
-    let mut runtime: Option<TaskRetry> = None;
-    let mut rows: Vec<NewRow> = Vec::new();
-    let mut now = None;
-    for call in calls {
-        let (retry, insertion): (TaskRetry, Insertion) = call.into_call().prepare()?;
-        if runtime.as_ref().is_some_and(|first| !first.is(&retry)) {
-            return Err(Error::new(
-                ErrorKind::Conflict,
-                "calls for two runtimes cannot be stored in one transaction",
-            ));
-        }
-        runtime = Some(retry);
-        let is_due = insertion.is_due();
-        let mut row = insertion.into_row();
-        if is_due {
-            // All of them are due at one time, which is quicker to write.
-            row.next = *now.get_or_insert(row.next);
-        }
-        rows.push(row);
-    }
-    Ok(runtime.map(|retry| (retry, rows)))
+/// Calls on their way to being stored. Each is made into a row while the database still carries out the
+/// statement before its own.
+struct Rows {
+    /// Those that this transaction has stored,
+    done: Vec<NewRow>,
+    /// that it is storing,
+    part: Vec<NewRow>,
+    /// and that are still to come.
+    ahead: Ahead,
 }
 
-fn first_due(rows: &[NewRow]) -> Option<Millis> {
-    rows.iter().map(|row| row.next).min()
+struct Ahead {
+    /// The next of them, with their statement,
+    part: Option<Part>,
+    /// and others that are rows already.
+    made: VecDeque<NewRow>,
+    calls: Box<dyn Iterator<Item = Result<NewRow>> + Send>,
+}
+
+impl Rows {
+    fn of<C: Enqueue>(calls: impl IntoIterator<Item = C>) -> Result<Option<(TaskRetry, Self)>> {
+        let calls: Vec<_> = calls.into_iter().map(C::into_call).collect();
+        let Some(first) = calls.first() else { return Ok(None) };
+        let retry = first.runtime()?;
+        let (runtime, mut now) = (retry.clone(), None);
+        let calls = calls.into_iter().map(move |call| {
+            if !call.runtime()?.is(&runtime) {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    "calls for two runtimes cannot be stored in one transaction",
+                ));
+            }
+            let insertion = call.prepare_to_store()?;
+            let is_due = insertion.is_due();
+            let mut row = insertion.into_row();
+            if is_due {
+                // All of them are due at one time, which is quicker to write.
+                row.next = *now.get_or_insert(row.next);
+            }
+            Ok(row)
+        });
+        let mut ahead = Ahead { part: None, made: VecDeque::new(), calls: Box::new(calls) };
+        // What is wrong with a few is found before anything is sent.
+        ahead.make(ROWS)?;
+        Ok(Some((retry, Self { done: Vec::new(), part: Vec::new(), ahead })))
+    }
+
+    fn len(&self) -> usize {
+        self.done.len() + self.part.len() + self.ahead.made.len() + self.ahead.calls.size_hint().0
+    }
+
+    /// Everything from the beginning: the transaction is repeated.
+    fn rewind(&mut self) {
+        let Self { done, part, ahead } = self;
+        ahead.put_back_part();
+        let stored = std::mem::take(done).into_iter().chain(part.drain(..));
+        ahead.made = stored.chain(ahead.made.drain(..)).collect();
+    }
+
+    fn first_due(&self) -> Millis {
+        self.done.iter().map(|row| row.next).min().unwrap_or(LATEST)
+    }
+}
+
+impl Ahead {
+    fn make(&mut self, count: usize) -> Result<()> {
+        while self.made.len() < count {
+            match self.calls.next() {
+                Some(row) => self.made.push_back(row?),
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn put_back(&mut self, rows: Vec<NewRow>) {
+        rows.into_iter().rev().for_each(|row| self.made.push_front(row));
+    }
+
+    fn put_back_part(&mut self) {
+        if let Some(part) = self.part.take() {
+            self.put_back(part.rows);
+        }
+    }
+
+    /// Prepares the next part, if there is more: as many rows as fit, but no more than that.
+    fn prepare(&mut self, inner: &Inner, most: usize, plain: bool) -> Result<()> {
+        self.make(most)?;
+        let mut bytes = 0;
+        let fits = self.made.iter().take(most).take_while(|row| {
+            bytes += row.bytes();
+            bytes <= BYTES
+        });
+        let size = inner.store.batch(fits.count().max(1)).min(self.made.len());
+        if size == 0 {
+            return Ok(());
+        }
+        let rows: Vec<NewRow> = self.made.drain(..size).collect();
+        // A row that stands alone is told of its obstacle.
+        let plain = plain && size > 1 && rows.iter().all(|row| row.unique_key.is_none());
+        let conflict = if plain { Conflict::Fail } else { Conflict::Skip };
+        let sql = inner.store.insertion(&rows, inner.clock.now(), conflict);
+        self.part = Some(Part { rows, sql, conflict });
+        Ok(())
+    }
+}
+
+struct Part {
+    rows: Vec<NewRow>,
+    sql: Sql,
+    conflict: Conflict,
+}
+
+/// Why a transaction was not carried out.
+enum Failure {
+    Store(DbErr),
+    /// One of the calls cannot be stored.
+    Call(Error),
+}
+
+impl From<DbErr> for Failure {
+    fn from(error: DbErr) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Call(error)
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Store(error) => error.into(),
+            Failure::Call(error) => error,
+        }
+    }
 }
 
 /// One transaction, repeated as a whole. Its ids stay the same: if a commit whose answer was lost has
 /// taken effect after all, its rows are found.
-async fn store_all(inner: &Inner, rows: &mut [NewRow]) -> Result<Vec<Enqueued>> {
+async fn store_all(inner: &Inner, rows: &mut Rows) -> Result<Vec<Enqueued>> {
     let until = Instant::now() + ASK;
     let mut backoff = Backoff::default();
     let (mut lost, mut plain) = (false, true);
@@ -147,7 +258,8 @@ async fn store_all(inner: &Inner, rows: &mut [NewRow]) -> Result<Vec<Enqueued>> 
     loop {
         let error = match try_all(inner, rows, lost, plain).await {
             Ok(stored) => return Ok(stored),
-            Err(error) => error,
+            Err(Failure::Call(error)) => return Err(error),
+            Err(Failure::Store(error)) => error,
         };
         let fault = Fault::of(&error);
         lost |= fault == Fault::Lost;
@@ -170,13 +282,16 @@ async fn store_all(inner: &Inner, rows: &mut [NewRow]) -> Result<Vec<Enqueued>> 
 /// In the plain form an id that is taken fails it, as does a lost commit that had taken effect.
 async fn try_all(
     inner: &Inner,
-    rows: &mut [NewRow],
+    rows: &mut Rows,
     lost: bool,
     plain: bool,
-) -> Result<Vec<Enqueued>, DbErr> {
+) -> Result<Vec<Enqueued>, Failure> {
+    rows.rewind();
     let transaction = in_time(ANSWER, inner.store.db.pool().begin()).await?;
     let limit = ANSWER * (rows.len() / ROWS + 1) as u32;
-    match in_time(limit, insert_all(inner, &transaction, rows, lost, plain)).await {
+    let inserted =
+        in_time(limit, async { Ok(insert_all(inner, &transaction, rows, lost, plain).await) });
+    match inserted.await.map_err(Failure::Store).flatten() {
         Ok(Some(stored)) => {
             in_time(ANSWER, transaction.commit()).await?;
             Ok(stored)
@@ -184,8 +299,8 @@ async fn try_all(
         // The lost commit had taken effect, and what it stored is all of it.
         Ok(None) => {
             transaction.rollback().await?;
-            let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
-            found(inner, &ids, rows).await
+            rows.rewind();
+            Ok(found(inner, rows.ahead.made.make_contiguous()).await?)
         }
         Err(error) => {
             // Best effort: a transaction that is dropped is rolled back too.
@@ -196,10 +311,11 @@ async fn try_all(
 }
 
 /// The answers of a commit whose own answer was lost.
-async fn found(inner: &Inner, ids: &[i64], rows: &[NewRow]) -> Result<Vec<Enqueued>, DbErr> {
+async fn found(inner: &Inner, rows: &[NewRow]) -> Result<Vec<Enqueued>, DbErr> {
     let mut stored = Vec::with_capacity(rows.len());
-    for (ids, rows) in ids.chunks(ROWS).zip(rows.chunks(ROWS)) {
-        let holders = steadily(|| inner.store.holders(ids)).await?;
+    for rows in rows.chunks(ROWS) {
+        let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+        let holders = steadily(|| inner.store.holders(&ids)).await?;
         let refused: Vec<&NewRow> =
             rows.iter().filter(|row| !holders.contains_key(&row.id)).collect();
         let taken = inner.store.obstacles(&inner.store.db, &refused).await?;
@@ -213,66 +329,39 @@ async fn found(inner: &Inner, ids: &[i64], rows: &[NewRow]) -> Result<Vec<Enqueu
     Ok(stored)
 }
 
-/// The next rows to store, and their statement.
-struct Part {
-    size: usize,
-    sql: Sql,
-    conflict: Conflict,
-}
-
-impl Part {
-    /// Of these rows, if there are any, as many as fit, but no more than that.
-    fn of(inner: &Inner, rows: &[NewRow], most: usize, plain: bool) -> Option<Self> {
-        let mut bytes = 0;
-        let fits = rows.iter().take(most).take_while(|row| {
-            bytes += row.bytes();
-            bytes <= BYTES
-        });
-        let size = inner.store.batch(fits.count().max(1).min(rows.len()));
-        let rows = &rows[..size];
-        if rows.is_empty() {
-            return None;
-        }
-        // A row that stands alone is told of its obstacle.
-        let plain = plain && size > 1 && rows.iter().all(|row| row.unique_key.is_none());
-        let conflict = if plain { Conflict::Fail } else { Conflict::Skip };
-        let sql = inner.store.insertion(rows, inner.clock.now(), conflict);
-        Some(Self { size, sql, conflict })
-    }
-}
-
 /// Inserts all rows; `None` if one of them is there already since an earlier commit was lost.
 async fn insert_all<C: ConnectionTrait>(
     inner: &Inner,
     db: &C,
-    rows: &mut [NewRow],
+    rows: &mut Rows,
     lost: bool,
     plain: bool,
-) -> Result<Option<Vec<Enqueued>>, DbErr> {
-    let mut stored = Vec::with_capacity(rows.len());
-    let mut start = 0;
-    let mut part = Part::of(inner, rows, ROWS, plain);
-    while let Some(Part { size, sql, conflict }) = part {
-        let batch = &rows[start..start + size];
-        // The next statement is written while the database carries this one out.
-        let (inserted, next) =
-            tokio::join!(inner.store.carry_out(db, sql, batch, conflict), async {
-                Part::of(inner, &rows[start + size..], ROWS, plain)
+) -> Result<Option<Vec<Enqueued>>, Failure> {
+    let Rows { done, part, ahead } = rows;
+    let mut stored = Vec::new();
+    ahead.prepare(inner, ROWS, plain)?;
+    while let Some(Part { rows, sql, conflict }) = ahead.part.take() {
+        *part = rows;
+        let (inserted, prepared) =
+            tokio::join!(inner.store.carry_out(db, sql, part, conflict), async {
+                ahead.prepare(inner, ROWS, plain)
             });
+        prepared?;
         // On MySQL a duplicate fails its whole statement: halve it until the row stands alone.
         let halve = |error: &DbErr| {
-            conflict == Conflict::Skip && size > 1 && Fault::of(error) == Fault::Duplicate
+            conflict == Conflict::Skip && part.len() > 1 && Fault::of(error) == Fault::Duplicate
         };
         let inserted = match inserted {
             Err(error) if halve(&error) => {
-                part = Part::of(inner, &rows[start..], size / 2, plain);
+                let half = part.len() / 2;
+                ahead.put_back_part();
+                ahead.put_back(std::mem::take(part));
+                ahead.prepare(inner, half, plain)?;
                 continue;
             }
             inserted => inserted?,
         };
-        part = next;
-        for (offset, inserted) in inserted.into_iter().enumerate() {
-            let row = &mut rows[start + offset];
+        for (row, inserted) in part.iter_mut().zip(inserted) {
             stored.push(match inserted {
                 Inserted::Stored => Enqueued::new(inner, TaskId(row.id), true),
                 Inserted::Duplicate(id, _) if id.0 != row.id => Enqueued::new(inner, id, false),
@@ -280,7 +369,7 @@ async fn insert_all<C: ConnectionTrait>(
                 _ => insert_anew(inner, db, row).await?,
             });
         }
-        start += size;
+        done.append(part);
     }
     Ok(Some(stored))
 }
@@ -293,7 +382,7 @@ async fn insert_anew<C: ConnectionTrait>(
 ) -> Result<Enqueued, DbErr> {
     for _ in 0..5 {
         let now = inner.clock.now();
-        row.id = inner.clock.new_id();
+        row.id = inner.clock.new_id(now);
         match inner.store.insert(db, std::slice::from_ref(row), now).await?[..] {
             [Inserted::Stored] => return Ok(Enqueued::new(inner, TaskId(row.id), true)),
             [Inserted::Duplicate(id, _)] => return Ok(Enqueued::new(inner, id, false)),

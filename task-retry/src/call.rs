@@ -154,7 +154,8 @@ impl<R: Retryable> Call<R> {
     /// As for [`enqueue`](Self::enqueue); `Config` if the connection is to another kind of database.
     /// After `Store` on PostgreSQL the transaction is aborted, as after any failed statement.
     pub async fn enqueue_in<C: ConnectionTrait>(self, transaction: &C) -> Result<Enqueued<R>> {
-        let (retry, prepared) = self.prepare()?;
+        let retry = self.runtime()?;
+        let prepared = self.prepare_to_store()?;
         enqueue_in(retry.open()?, transaction, prepared).await.map(Enqueued::typed)
     }
 
@@ -184,18 +185,9 @@ impl<R: Retryable> Call<R> {
         self.prepare().map(|(retry, insertion)| (retry, Box::new(insertion)))
     }
 
-    pub(crate) fn prepare(self) -> Result<(TaskRetry, Insertion)> {
-        let State::Described(description) = self.0 else {
-            return Err(Error::new(
-                ErrorKind::Conflict,
-                "this call was polled already: it is stored, and cannot be enqueued as well",
-            ));
-        };
-        let Description { encoded, options, on } = *description;
-        let retry = match on {
-            Some(retry) => retry,
-            None => TaskRetry::current()?,
-        };
+    fn prepare(self) -> Result<(TaskRetry, Insertion)> {
+        let Description { encoded, options, on } = self.description()?;
+        let retry = of_or_current(on)?;
         let inner = retry.open()?;
         let handler = inner.registry.function::<R>()?;
         let (context, args) = encoded?;
@@ -203,6 +195,42 @@ impl<R: Retryable> Call<R> {
             Insertion::new(inner, handler, &options, Some(context), Some(Box::new(args)))?;
         Ok((retry, insertion))
     }
+
+    /// The same without its arguments, for what is stored and not handed over.
+    pub(crate) fn prepare_to_store(self) -> Result<Insertion> {
+        let Description { encoded, options, on } = self.description()?;
+        let retry = of_or_current(on)?;
+        let inner = retry.open()?;
+        let handler = inner.registry.function::<R>()?;
+        let (context, _) = encoded?;
+        Insertion::new(inner, handler, &options, Some(context), None)
+    }
+
+    /// The runtime that it is for.
+    pub(crate) fn runtime(&self) -> Result<TaskRetry> {
+        match &self.0 {
+            State::Described(description) => of_or_current(description.on.clone()),
+            _ => Err(polled()),
+        }
+    }
+
+    fn description(self) -> Result<Description<R>> {
+        match self.0 {
+            State::Described(description) => Ok(*description),
+            _ => Err(polled()),
+        }
+    }
+}
+
+fn of_or_current(on: Option<TaskRetry>) -> Result<TaskRetry> {
+    on.map_or_else(TaskRetry::current, Ok)
+}
+
+fn polled() -> Error {
+    Error::new(
+        ErrorKind::Conflict,
+        "this call was polled already: it is stored, and cannot be enqueued as well",
+    )
 }
 
 impl<R: Retryable> Future for Call<R> {
@@ -296,7 +324,7 @@ pub(crate) struct Insertion {
     handler: Arc<dyn Handler>,
     args: Option<Box<dyn Any + Send>>,
     /// Due at once, so that it may be stored already held.
-    now: bool,
+    is_due: bool,
 }
 
 impl Insertion {
@@ -310,7 +338,7 @@ impl Insertion {
         let now = inner.clock.now();
         let source = handler.meta().source;
         let context = inner.seal(source, context)?;
-        let mut row = inner.store.row(inner.clock.new_id(), source, options, context)?;
+        let mut row = inner.store.row(inner.clock.new_id(now), source, options, context)?;
         row.trace = inner.trace.of_caller(options.trace_context.as_deref())?;
         row.task_name = Some(handler.meta().name.clone());
         row.expire = options.expires_in.map(|time| now.saturating_add(floor_millis(time)));
@@ -320,13 +348,13 @@ impl Insertion {
             Due::In(delay) => now.saturating_add(floor_millis(delay)),
             Due::At(time) => to_millis(time).max(now),
         };
-        let now = row.next <= now;
-        Ok(Self { row, handler: handler.clone(), args, now })
+        let is_due = row.next <= now;
+        Ok(Self { row, handler: handler.clone(), args, is_due })
     }
 
     /// Whether it is due as soon as it is stored.
     pub(crate) fn is_due(&self) -> bool {
-        self.now
+        self.is_due
     }
 
     /// The row, for a transaction.
@@ -346,11 +374,12 @@ fn ready(
     row: NewRow,
     handler: Arc<dyn Handler>,
     args: Option<Box<dyn Any + Send>>,
+    now: Millis,
 ) -> Ready {
     let hold = Hold::new(row.id, 1, row.next);
     inner.held.add(hold.clone());
     let store = &inner.store;
-    let task = Arc::new(row.into_log(&store.project, &store.worker, inner.clock.now()));
+    let task = Arc::new(row.into_log(&store.project, &store.worker, now));
     Ready { task, hold, handler, args, tell: None, by_id: false, failed: None }
 }
 
@@ -367,14 +396,14 @@ fn send_off(
     room: Option<Room>,
     mut insertion: Insertion,
 ) -> oneshot::Receiver<Result<Enqueued>> {
-    let runs = inner.job && insertion.now && !inner.pauses.is_paused(insertion.row.source);
+    let runs = inner.job && insertion.is_due && !inner.pauses.is_paused(insertion.row.source);
     let promised = runs && inner.pool.promise();
     if promised {
         insertion.hold(inner);
     }
     let (reply, answer) = oneshot::channel();
-    let Insertion { row, handler, args, now } = insertion;
-    let then = Enqueue { inner: inner.clone(), handler, args, promised, now, reply };
+    let Insertion { row, handler, args, is_due } = insertion;
+    let then = Enqueue { inner: inner.clone(), handler, args, promised, is_due, reply };
     inner.writer.insert(room, row, Box::new(then));
     answer
 }
@@ -385,26 +414,26 @@ struct Enqueue {
     handler: Arc<dyn Handler>,
     args: Option<Box<dyn Any + Send>>,
     promised: bool,
-    now: bool,
+    is_due: bool,
     reply: oneshot::Sender<Result<Enqueued>>,
 }
 
 impl Stored for Enqueue {
-    fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow) -> Option<Ready> {
-        let Self { handler, args, promised, now, reply, .. } = *self;
+    fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow, now: Millis) -> Option<Ready> {
+        let Self { handler, args, promised, is_due, reply, .. } = *self;
         let (id, next) = (TaskId(row.id), row.next);
         let mut starts = None;
         if promised {
             inner.pool.break_promise();
             // In the pool before its caller hears of it, who may shut the runtime down.
-            match inner.pool.admit(ready(inner, row, handler, args)) {
+            match inner.pool.admit(ready(inner, row, handler, args, now)) {
                 Ok(first) => starts = first,
                 // Not here: it may have to wait for room, which lanes make.
                 Err(back) => write_beside(inner, |inner| async move {
                     hand_back(&inner, vec![*back]).await;
                 }),
             }
-        } else if now {
+        } else if is_due {
             inner.tell_of_stored(next);
         } else {
             inner.wake.due_at(next);
@@ -439,7 +468,7 @@ pub(crate) async fn enqueue_in<C: ConnectionTrait>(
             [Inserted::Duplicate(id, _)] if id.0 != row.id => {
                 return Ok(Enqueued::new(inner, id, false));
             }
-            [Inserted::IdTaken] => row.id = inner.clock.new_id(),
+            [Inserted::IdTaken] => row.id = inner.clock.new_id(now),
             _ => {
                 inner.wake.due_at(row.next);
                 return Ok(Enqueued::new(inner, TaskId(row.id), true));
@@ -537,14 +566,14 @@ struct Await {
 }
 
 impl Stored for Await {
-    fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow) -> Option<Ready> {
+    fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow, now: Millis) -> Option<Ready> {
         let Self { handler, args, inside, reply } = *self;
         let id = TaskId(row.id);
         if !row.held {
             let _ = reply.send(Answer::Ended(id, left_alone(&handler, &row)));
             return None;
         }
-        let ready = ready(inner, row, handler, args);
+        let ready = ready(inner, row, handler, args, now);
         let inner = inner.clone();
         inner.handle.clone().spawn(async move {
             let ended = awaited(&inner, ready, inside).await;
@@ -649,7 +678,8 @@ async fn run_bare<T: 'static, E: 'static>(
     let Insertion { row, handler, args, .. } = insertion;
     let id = TaskId(row.id);
     let now = inner.clock.now();
-    let (task, _) = inner.unsealed(Arc::new(row.into_log(&inner.store.project, "", now)));
+    let mut task = Arc::new(row.into_log(&inner.store.project, "", now));
+    inner.unseal_in(&mut task);
     // Nobody else can have it.
     let hold = Hold::new(id.0, 0, Millis::MAX);
     let context = TaskContext::attached(task, retry.clone(), hold);

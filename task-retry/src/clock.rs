@@ -85,6 +85,32 @@ pub(crate) struct Anchor {
 /// A clock that may be further off is asked for again, and what is due by it waits for certainty.
 pub(crate) const UNSURE: Millis = 100;
 
+/// What a clock shows at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reading {
+    pub(crate) now: Millis,
+    /// How far off that may be. What a holder does not know does not lengthen its lease, and what a
+    /// claim does not know does not shorten that of another.
+    pub(crate) error: Millis,
+}
+
+impl Reading {
+    /// The latest time that it may be.
+    pub(crate) fn latest(self) -> Millis {
+        self.now + self.error
+    }
+
+    /// The earliest time that it may be.
+    pub(crate) fn earliest(self) -> Millis {
+        self.now - self.error
+    }
+
+    /// What has this time or an earlier one is due. It is ahead by no more than [`UNSURE`].
+    pub(crate) fn due(self) -> Millis {
+        self.now - (self.error - UNSURE).max(0)
+    }
+}
+
 impl Clock {
     /// A clock that goes by the machine until it is first set.
     pub(crate) fn new() -> Self {
@@ -94,44 +120,40 @@ impl Clock {
     }
 
     pub(crate) fn now(&self) -> Millis {
-        match self {
-            Self::Manual(clock) => clock.0.now.load(Ordering::SeqCst),
-            Self::Database(anchor) => anchor.read().unwrap_or_else(PoisonError::into_inner).now(),
-        }
+        self.read().now
     }
 
-    /// How far off [`now`](Self::now) may be. What a holder does not know does not lengthen its lease,
-    /// and what a claim does not know does not shorten that of another.
-    pub(crate) fn error(&self) -> Millis {
+    /// One look at it, for whoever asks several things about the same moment.
+    pub(crate) fn read(&self) -> Reading {
         match self {
-            Self::Manual(_) => 0,
+            Self::Manual(clock) => Reading { now: clock.0.now.load(Ordering::SeqCst), error: 0 },
             Self::Database(anchor) => {
-                anchor.read().unwrap_or_else(PoisonError::into_inner).error_now()
+                anchor.read().unwrap_or_else(PoisonError::into_inner).read(Instant::now())
             }
         }
     }
 
-    /// The latest time that it may be.
+    /// See [`Reading::error`].
+    pub(crate) fn error(&self) -> Millis {
+        self.read().error
+    }
+
+    /// See [`Reading::latest`].
     pub(crate) fn latest(&self) -> Millis {
-        self.now() + self.error()
+        self.read().latest()
     }
 
-    /// The earliest time that it may be.
-    pub(crate) fn earliest(&self) -> Millis {
-        self.now() - self.error()
-    }
-
-    /// What has this time or an earlier one is due. It is ahead by no more than [`UNSURE`].
+    /// See [`Reading::due`].
     pub(crate) fn due(&self) -> Millis {
-        self.now() - (self.error() - UNSURE).max(0)
+        self.read().due()
     }
 
-    /// An id for a task that is made now.
-    pub(crate) fn new_id(&self) -> i64 {
+    /// An id for a task that is made at this time.
+    pub(crate) fn new_id(&self, now: Millis) -> i64 {
         static LAST: AtomicI64 = AtomicI64::new(0);
         match self {
-            Self::Manual(clock) => next_id(&clock.0.last_id, self.now()),
-            Self::Database(_) => next_id(&LAST, self.now()),
+            Self::Manual(clock) => next_id(&clock.0.last_id, now),
+            Self::Database(_) => next_id(&LAST, now),
         }
     }
 
@@ -148,8 +170,9 @@ impl Clock {
                 error: ceil_millis(half),
             };
             let mut anchor = anchor.write().unwrap_or_else(PoisonError::into_inner);
-            let better = new.error <= anchor.error_now();
-            if better || anchor.has_drifted() || anchor.contradicts(&new) {
+            let at = Instant::now();
+            let better = new.error <= anchor.read(at).error;
+            if better || anchor.has_drifted() || anchor.contradicts(&new, at) {
                 *anchor = new;
             }
         }
@@ -192,18 +215,20 @@ impl Clock {
 }
 
 impl Anchor {
-    fn now(&self) -> Millis {
-        self.reading + floor_millis(self.monotonic.elapsed())
+    /// The error grows by a millisecond in ten seconds: crystals are off by a tenth of that.
+    fn read(&self, at: Instant) -> Reading {
+        let elapsed = at.saturating_duration_since(self.monotonic);
+        Reading {
+            now: self.reading + floor_millis(elapsed),
+            error: self.error + floor_millis(elapsed / 10_000),
+        }
     }
 
-    fn contradicts(&self, new: &Self) -> bool {
+    /// Whether both cannot be true.
+    fn contradicts(&self, new: &Self, at: Instant) -> bool {
+        let (this, new) = (self.read(at), new.read(at));
         // Both are cut to milliseconds.
-        (self.now() - new.now()).abs() > self.error_now() + new.error + 2
-    }
-
-    /// It grows by a millisecond in ten seconds: crystals are off by a tenth of that.
-    fn error_now(&self) -> Millis {
-        self.error + floor_millis(self.monotonic.elapsed() / 10_000)
+        (this.now - new.now).abs() > this.error + new.error + 2
     }
 
     fn has_drifted(&self) -> bool {
@@ -257,8 +282,12 @@ mod tests {
         assert!(clock.error() > UNSURE, "nobody was asked");
         read(&clock, 5000, Duration::from_secs(4));
         assert!((1990..=2010).contains(&clock.error()), "{}", clock.error());
-        assert!(clock.earliest() < clock.now() && clock.now() < clock.latest());
-        assert!((95..=UNSURE).contains(&(clock.due() - clock.earliest())), "{}", clock.due());
+        assert!(clock.read().earliest() < clock.now() && clock.now() < clock.latest());
+        assert!(
+            (95..=UNSURE).contains(&(clock.due() - clock.read().earliest())),
+            "{}",
+            clock.due()
+        );
         read(&clock, 6000, Duration::from_millis(10));
         assert!(clock.error() <= 7 && (5990..=6010).contains(&ahead(&clock)), "{}", ahead(&clock));
         assert!((0..=5).contains(&(clock.now() - clock.due())), "{}", clock.due());

@@ -183,21 +183,20 @@ impl Inner {
             .map_err(|error| format!("the {column} cannot be decoded: {error}"))
     }
 
-    /// A row with its context decoded; where that cannot be, as it is stored, and why.
-    pub(crate) fn unsealed(&self, task: Arc<TaskLog>) -> (Arc<TaskLog>, Option<String>) {
-        let Some(stored) = &task.context else { return (task, None) };
+    /// Decodes a row's context in it; where that cannot be done, the row stays as it is, and why is told.
+    pub(crate) fn unseal_in(&self, task: &mut Arc<TaskLog>) -> Option<String> {
+        let stored = task.context.as_ref()?;
         match self.unseal(task.source, stored) {
-            Ok(Cow::Borrowed(_)) => (task, None),
+            Ok(Cow::Borrowed(_)) => None,
             Ok(Cow::Owned(context)) => {
-                let mut task = Arc::unwrap_or_clone(task);
-                task.context = Some(context);
-                (Arc::new(task), None)
+                Arc::make_mut(task).context = Some(context);
+                None
             }
-            Err(error) => (task, Some(error)),
+            Err(error) => Some(error),
         }
     }
 
-    /// A row for people, see [`unsealed`](Self::unsealed).
+    /// A row for people, see [`unseal_in`](Self::unseal_in).
     pub(crate) fn shown(&self, mut task: TaskLog) -> TaskLog {
         let context = task.context.as_deref().map(|stored| self.unseal(task.source, stored));
         if let Some(Ok(Cow::Owned(context))) = context {

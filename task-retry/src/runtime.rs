@@ -71,6 +71,7 @@ impl Drop for Owner {
         self.inner.closing.cancel();
         self.inner.ended.cancel();
         self.inner.writer.give_up();
+        self.inner.pool.dismiss();
         RUNTIMES.write().unwrap_or_else(PoisonError::into_inner).remove(&self.inner.number);
     }
 }

@@ -296,8 +296,9 @@ fn rows_wanted(inner: &Inner, line: &Line) -> usize {
         return 0;
     }
     let concurrency = inner.concurrency(line.source);
-    let room = inner.pool.room_for(line.source, concurrency);
-    if room.closed || room.waiting > line.size / 2 {
+    let few = line.size / 2;
+    let room = inner.pool.room_for(line.source, concurrency, few);
+    if room.closed || room.waiting > few {
         return 0;
     }
     let most = (BYTES / line.bytes.max(1)).max(1);
@@ -311,7 +312,7 @@ async fn claim(
     line: &mut Line,
     wanted: usize,
 ) -> Result<bool, DbErr> {
-    let dry = inner.pool.room_for(line.source, None).waiting == 0;
+    let dry = inner.pool.waiting(line.source) == 0;
     let mut claim = inner.claim(vec![line.source], wanted as u32);
     claim.floor = line.floor;
     failpoint!("claim.before");
@@ -436,16 +437,17 @@ impl Inner {
 
     /// A claim of due rows.
     pub(crate) fn claim(&self, sources: Vec<i32>, limit: u32) -> Claim {
-        let now = self.clock.now();
+        let clock = self.clock.read();
+        let now = clock.now;
         // A process that was stopped for a while must not take its own tasks for a dead one's.
-        let except = self.held.expired(self.clock.latest());
+        let except = self.held.expired(clock.latest());
         Claim {
             sources,
             ids: None,
             limit,
             shard: None,
-            now: self.clock.due(),
-            expired: self.clock.earliest(),
+            now: clock.due(),
+            expired: clock.earliest(),
             until: now + ceil_millis(self.lease),
             floor: None,
             which: Which::Innocent,

@@ -16,7 +16,7 @@ use super::held::{Hold, Stop};
 use super::write::Backoff;
 use super::{Inner, TaskRetry};
 use crate::call::CauseKind;
-use crate::clock::{Millis, floor_millis};
+use crate::clock::{Millis, Reading, floor_millis};
 use crate::context::{Env, TaskContext};
 use crate::registry::{Ending, Handler, Report};
 use crate::store::{ANSWER, Attempted, SUSPECT, Settlement, error_text, in_time};
@@ -104,8 +104,15 @@ impl Limits {
     }
 }
 
-#[derive(Default)]
+/// Workers that rest: one that is woken costs less than one that is made.
+type Resting = Vec<oneshot::Sender<Ready>>;
+
+/// As many rest at most.
+const RESTING: usize = 1000;
+
 struct State {
+    /// `None` once they have been dismissed.
+    resting: Option<Resting>,
     running: usize,
     queued: usize,
     /// Places in the queue that were promised to tasks which are being stored.
@@ -117,9 +124,18 @@ struct State {
     closed: bool,
 }
 
+/// What a worker does next.
+enum Next {
+    Run(Ready),
+    Rest(oneshot::Receiver<Ready>),
+    End,
+}
+
 #[derive(Default)]
 struct Line {
     waiting: VecDeque<Ready>,
+    /// The claims want to hear when no more than this many wait.
+    few: usize,
     running: usize,
     /// Attempts of awaited calls, which take no place; counted where the function has a limit.
     awaited: usize,
@@ -133,7 +149,17 @@ impl Line {
 
 impl Pool {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { state: Mutex::default(), room: Notify::new(), freed: Notify::new(), limits }
+        let state = State {
+            resting: Some(Vec::new()),
+            running: 0,
+            queued: 0,
+            promised: 0,
+            lines: HashMap::new(),
+            turn: VecDeque::new(),
+            suspects: 0,
+            closed: false,
+        };
+        Self { state: Mutex::new(state), room: Notify::new(), freed: Notify::new(), limits }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -156,16 +182,23 @@ impl Pool {
         state.promised = state.promised.saturating_sub(1);
     }
 
-    /// How many tasks of a source could start now, and how many of it wait.
-    pub(crate) fn room_for(&self, source: i32, concurrency: Option<usize>) -> Room {
-        let state = self.lock();
-        let (waiting, running) =
-            state.lines.get(&source).map_or((0, 0), |line| (line.waiting.len(), line.attempts()));
+    /// How many tasks of a source could start now, and how many of it wait. When those get to be as few
+    /// as this, `room` tells.
+    pub(crate) fn room_for(&self, source: i32, concurrency: Option<usize>, few: usize) -> Room {
+        let mut state = self.lock();
+        let line = state.lines.entry(source).or_default();
+        line.few = few;
+        let (waiting, running) = (line.waiting.len(), line.attempts());
         let most = concurrency.unwrap_or(usize::MAX).min(self.limits.per_source);
         let places = self.limits.places.saturating_sub(state.running);
         let free = most.saturating_sub(running).min(places);
         let queue = (self.limits.queue + free).saturating_sub(state.queued + state.promised);
         Room { free, waiting, queue, closed: state.closed }
+    }
+
+    /// How many tasks of a source wait.
+    pub(crate) fn waiting(&self, source: i32) -> usize {
+        self.lock().lines.get(&source).map_or(0, |line| line.waiting.len())
     }
 
     /// Whether a task that is suspected of killing its process is here.
@@ -226,8 +259,10 @@ impl Pool {
     }
 
     /// Gives a place back and takes the next task for it.
-    fn next(&self, source: i32, was_suspect: bool) -> Option<Ready> {
+    fn next(&self, source: i32, was_suspect: bool) -> Next {
         let mut state = self.lock();
+        // Where the queue was full, any source may have waited for room.
+        let mut tell = was_suspect || state.queued + state.promised >= self.limits.queue;
         state.running -= 1;
         if was_suspect {
             state.suspects -= 1;
@@ -236,10 +271,33 @@ impl Pool {
             line.running -= 1;
         }
         let next = self.take(&mut state);
+        let of = next.as_ref().map_or(source, |next| next.task.source);
+        tell |= state.lines.get(&of).is_some_and(|line| line.waiting.len() <= line.few);
+        let next = match (next, &mut state.resting) {
+            (Some(ready), _) => Next::Run(ready),
+            (None, Some(resting)) if resting.len() < RESTING => {
+                let (give, given) = oneshot::channel();
+                resting.push(give);
+                Next::Rest(given)
+            }
+            _ => Next::End,
+        };
         drop(state);
-        self.room.notify_one();
+        if tell {
+            self.room.notify_one();
+        }
         self.freed.notify_waiters();
         next
+    }
+
+    /// A worker that rests.
+    fn resting(&self) -> Option<oneshot::Sender<Ready>> {
+        self.lock().resting.as_mut()?.pop()
+    }
+
+    /// No worker rests any more: whoever has nothing to do ends.
+    pub(crate) fn dismiss(&self) {
+        self.lock().resting = None;
     }
 
     /// Waits until a function with a limit of its own may run one more awaited attempt.
@@ -298,6 +356,7 @@ impl Pool {
     pub(crate) fn close(&self) -> Vec<Ready> {
         let mut state = self.lock();
         state.closed = true;
+        state.resting = None;
         state.turn.clear();
         state.queued = 0;
         let waiting = state.lines.values_mut().flat_map(|line| line.waiting.drain(..));
@@ -321,21 +380,38 @@ pub(crate) struct Room {
 
 /// Starts what [`Pool::admit`] has let in.
 pub(crate) fn start(inner: &Arc<Inner>, ready: Ready) {
-    let inner = inner.clone();
-    inner.handle.clone().spawn(worker(inner, ready));
+    let ready = match inner.pool.resting() {
+        Some(worker) => match worker.send(ready) {
+            Ok(()) => return,
+            // It was dropped, with the tokio runtime that it was in.
+            Err(ready) => ready,
+        },
+        None => ready,
+    };
+    inner.handle.spawn(worker(inner.clone(), ready));
 }
 
-/// One place: runs tasks until none waits.
-async fn worker(inner: Arc<Inner>, first: Ready) {
-    let mut next = Some(first);
-    while let Some(ready) = next {
+/// One place: runs tasks until none waits, and rests then.
+async fn worker(inner: Arc<Inner>, mut ready: Ready) {
+    loop {
         let (source, suspect) = (ready.task.source, ready.task.crash_count >= SUSPECT);
         // An attempt catches its own panics; this keeps the place even if that fails.
         let run = AssertUnwindSafe(work(&inner, ready)).catch_unwind();
         if run.await.is_err() {
             error!(source, "a worker panicked outside of an attempt; it goes on");
         }
-        next = inner.pool.next(source, suspect);
+        ready = match inner.pool.next(source, suspect) {
+            Next::Run(ready) => {
+                // Functions that never wait do not keep others from the thread for long.
+                tokio::task::coop::consume_budget().await;
+                ready
+            }
+            Next::Rest(given) => match given.await {
+                Ok(ready) => ready,
+                Err(_) => return,
+            },
+            Next::End => return,
+        };
     }
 }
 
@@ -431,14 +507,37 @@ pub(crate) fn attempt(
     Box::pin(attempt_in(inner, ready, keep_value, wait)).instrument(span)
 }
 
+/// Its future is made for every task, so nothing stays in it that is seldom needed.
 async fn attempt_in(inner: &Arc<Inner>, ready: Ready, keep_value: bool, wait: bool) -> Ended {
-    let (task, hold) = (ready.task.clone(), ready.hold.clone());
-    let (start, began) = (inner.clock.now(), Instant::now());
-    let mut ended = run(inner, ready, keep_value).await;
+    let Ready { mut task, hold, handler, args, by_id, failed, .. } = ready;
+    let (start, began) = (inner.clock.read(), Instant::now());
+    let mut ended = match before(inner, &mut task, &hold, &handler, by_id, failed, start) {
+        Before::Ended(ended) => ended,
+        Before::Counts(ending, kind) => finish(inner, &handler, &task, ending, kind, None),
+        Before::Runs(runtime) => {
+            let context = TaskContext::attached(task.clone(), runtime.clone(), hold.clone());
+            let env = Env { context, states: inner.states.clone() };
+            let limit = inner.policy_of(&handler, &task).timeout;
+            let body = runtime.scope(handler.run(env, args, keep_value));
+            failpoint!("run.before");
+            let body = supervise(body, limit, &hold).await;
+            failpoint!("run.after");
+            match after_body(inner, &task, &hold, &handler, body) {
+                After::Ended(ended) => ended,
+                After::Completed(ending, kind, value) => {
+                    let ending = (ending, kind);
+                    Box::pin(completed(inner, &handler, &task, &hold, ending, value)).await
+                }
+            }
+        }
+    };
     let Some(transition) = ended.written.clone() else {
         inner.held.remove(&hold);
         return ended;
     };
+    if let (Status::Failed, Some(error)) = (transition.to, &ended.error) {
+        Box::pin(exhausted(&handler, &task, error)).await;
+    }
     let failed = transition.send_count > task.send_count;
     let settlement = Settlement {
         id: task.id.0,
@@ -448,10 +547,11 @@ async fn attempt_in(inner: &Arc<Inner>, ready: Ready, keep_value: bool, wait: bo
         next: transition.next,
         error: transition.error.as_deref().map(error_text),
         result: ended.result.take().map(Arc::from),
-        attempt: failed.then(|| Attempted { start, millis: floor_millis(began.elapsed()) }),
+        attempt: failed
+            .then(|| Attempted { start: start.now, millis: floor_millis(began.elapsed()) }),
     };
-    let answer = inner.writer.end(settlement, hold).await;
-    if wait {
+    let answer = inner.writer.end(settlement, hold, wait).await;
+    if let Some(answer) = answer {
         // The database may be away for long; what has ended is written when it is back.
         let most = inner.lease.max(Duration::from_secs(30));
         ended.landed = match tokio::time::timeout(most, answer).await {
@@ -463,59 +563,85 @@ async fn attempt_in(inner: &Arc<Inner>, ready: Ready, keep_value: bool, wait: bo
     ended
 }
 
-/// Runs an attempt up to its end and decides what is to be written.
-async fn run(inner: &Arc<Inner>, ready: Ready, keep_value: bool) -> Ended {
-    let Ready { task, hold, handler, args, by_id, failed: reason, .. } = ready;
-    let policy = inner.policy_of(&handler, &task);
-    let now = inner.clock.now();
+/// What becomes of an attempt before its body starts.
+enum Before {
+    Runs(TaskRetry),
+    Ended(Ended),
+    /// It does not run, and that counts.
+    Counts(Ending, CauseKind),
+}
+
+/// Decides whether a body runs, and decodes the context for it.
+fn before(
+    inner: &Arc<Inner>,
+    task: &mut Arc<TaskLog>,
+    hold: &Hold,
+    handler: &Arc<dyn Handler>,
+    by_id: bool,
+    reason: Option<String>,
+    clock: Reading,
+) -> Before {
+    let now = clock.now;
     match hold.why_stopped() {
-        Some(Stop::Lost) => return Ended::new(EndKind::Lost),
-        Some(Stop::Shutdown) => return put_back(&task, now),
-        None if !hold.is_valid(inner.clock.latest()) => {
+        Some(Stop::Lost) => return Before::Ended(Ended::new(EndKind::Lost)),
+        Some(Stop::Shutdown) => return Before::Ended(put_back(task, now)),
+        None if !hold.is_valid(clock.latest()) => {
             debug!("the lease ran out before the attempt could start; the task is put back");
-            return put_back(&task, now);
+            return Before::Ended(put_back(task, now));
         }
         None if !by_id && reason.is_none() && inner.pauses.is_paused(task.source) => {
-            return Ended { error: Some(paused(&handler)), ..put_back(&task, now) };
+            let error = Some(paused(handler));
+            return Before::Ended(Ended { error, ..put_back(task, now) });
         }
         None => {}
     }
     // What cannot be decoded may still expire, or have killed too many processes.
-    let (task, sealed) = inner.unsealed(task);
+    let sealed = inner.unseal_in(task);
     if let Some(error) = reason {
         let ending = Ending::Failed { error, verdict: Verdict::Retry };
-        return finish(inner, &handler, &task, &policy, ending, CauseKind::Error, None).await;
+        return Before::Counts(ending, CauseKind::Error);
     }
-    if let Some(reason) = given_up(inner, &handler, &task, now) {
-        let ending = Ending::Failed { error: reason, verdict: Verdict::Abort };
-        return finish(inner, &handler, &task, &policy, ending, CauseKind::Interrupted, None).await;
+    if let Some(error) = given_up(inner, handler, task, now) {
+        let ending = Ending::Failed { error, verdict: Verdict::Abort };
+        return Before::Counts(ending, CauseKind::Interrupted);
     }
     if task.status == Status::Waiting {
         let error = "nobody called `complete` or `fail` before the deadline".to_owned();
         let ending = Ending::Failed { error, verdict: Verdict::Retry };
-        return finish(inner, &handler, &task, &policy, ending, CauseKind::TimedOut, None).await;
+        return Before::Counts(ending, CauseKind::TimedOut);
     }
-    if let Some(error) = task.unreadable.clone() {
-        return undecodable(&task, now, error);
-    }
+    let mut error = task.unreadable.clone();
     if let Some(name) = task.task_name.as_ref().filter(|name| **name != handler.meta().name) {
-        let error = format!(
-            "the row was stored for the function `{name}`, and source {} is `{}` here",
-            task.source,
-            handler.meta().name
-        );
-        return undecodable(&task, now, error);
+        error.get_or_insert_with(|| {
+            let (source, here) = (task.source, &handler.meta().name);
+            format!(
+                "the row was stored for the function `{name}`, and source {source} is `{here}` here"
+            )
+        });
     }
-    if let Some(error) = sealed {
-        return undecodable(&task, now, error);
+    if let Some(error) = error.or(sealed) {
+        return Before::Ended(undecodable(task, now, error));
     }
-    let Some(runtime) = inner.handle_to_self() else { return put_back(&task, now) };
-    let context = TaskContext::attached(task.clone(), runtime.clone(), hold.clone());
-    let env = Env { context, states: inner.states.clone() };
-    let body = runtime.scope(handler.run(env, args, keep_value));
-    failpoint!("run.before");
-    let body = supervise(body, policy.timeout, &hold).await;
-    failpoint!("run.after");
+    match inner.handle_to_self() {
+        Some(runtime) => Before::Runs(runtime),
+        None => Before::Ended(put_back(task, now)),
+    }
+}
+
+/// What becomes of an attempt whose body has come to its end.
+enum After {
+    Ended(Ended),
+    /// The success may have been committed by a transaction of the attempt's.
+    Completed(Ending, CauseKind, Option<Box<dyn Any + Send>>),
+}
+
+fn after_body(
+    inner: &Inner,
+    task: &TaskLog,
+    hold: &Hold,
+    handler: &Arc<dyn Handler>,
+    body: Body<Report>,
+) -> After {
     let (report, kind) = match body {
         Body::Done(report) => (report, CauseKind::Error),
         Body::Panicked(message) => (failed(format!("panicked: {message}")), CauseKind::Panicked),
@@ -526,29 +652,27 @@ async fn run(inner: &Arc<Inner>, ready: Ready, keep_value: bool) -> Ended {
             warn!(
                 "the attempt lost its task: another process has it, or it was ended from outside"
             );
-            return Ended::new(EndKind::Lost);
+            return After::Ended(Ended::new(EndKind::Lost));
         }
         Body::Stopped(Stop::Shutdown) => {
             failpoint!("hand-back.before");
-            return put_back(&task, inner.clock.now());
+            return After::Ended(put_back(task, inner.clock.now()));
         }
     };
-    match report {
-        Report::Undecodable(error) => undecodable(&task, inner.clock.now(), error),
-        Report::Ended { ending, value, result } => {
-            if hold.completed.load(Ordering::SeqCst) {
-                let ending = (ending, kind);
-                let done = completed(inner, &handler, &task, &policy, &hold, ending, value);
-                return Box::pin(done).await;
-            }
-            let (ending, result) = match inner.storable(task.source, result) {
-                Ok(result) => (ending, result),
-                Err(error) => (Ending::Failed { error, verdict: Verdict::Abort }, None),
-            };
-            let ended = finish(inner, &handler, &task, &policy, ending, kind, value).await;
-            Ended { result, ..ended }
+    let (ending, value, result) = match report {
+        Report::Undecodable(error) => {
+            return After::Ended(undecodable(task, inner.clock.now(), error));
         }
+        Report::Ended { ending, value, result } => (ending, value, result),
+    };
+    if hold.completed.load(Ordering::SeqCst) {
+        return After::Completed(ending, kind, value);
     }
+    let (ending, result) = match inner.storable(task.source, result) {
+        Ok(result) => (ending, result),
+        Err(error) => (Ending::Failed { error, verdict: Verdict::Abort }, None),
+    };
+    After::Ended(Ended { result, ..finish(inner, handler, task, ending, kind, value) })
 }
 
 /// An attempt that failed without an error of the function's own.
@@ -584,11 +708,10 @@ fn given_up(
 
 /// The attempt's transaction was to carry the success, see [`TaskContext::complete_in`].
 async fn completed(
-    inner: &Arc<Inner>,
+    inner: &Inner,
     handler: &Arc<dyn Handler>,
     task: &TaskLog,
-    policy: &RetryPolicy,
-    hold: &Arc<Hold>,
+    hold: &Hold,
     (ending, kind): (Ending, CauseKind),
     value: Option<Box<dyn Any + Send>>,
 ) -> Ended {
@@ -603,11 +726,11 @@ async fn completed(
     };
     if found.is_some_and(|(fence, _)| fence == task.fence) {
         if failed {
-            return finish(inner, handler, task, policy, ending, kind, value).await;
+            return finish(inner, handler, task, ending, kind, value);
         }
         let error = "the transaction that was given to `complete_in` was rolled back".to_owned();
         let ending = Ending::Failed { error, verdict: Verdict::Retry };
-        return finish(inner, handler, task, policy, ending, CauseKind::Interrupted, None).await;
+        return finish(inner, handler, task, ending, CauseKind::Interrupted, None);
     }
     if failed {
         return Ended::new(EndKind::Lost);
@@ -621,18 +744,18 @@ async fn completed(
 }
 
 /// The end of an attempt that counts.
-async fn finish(
-    inner: &Arc<Inner>,
+fn finish(
+    inner: &Inner,
     handler: &Arc<dyn Handler>,
     task: &TaskLog,
-    policy: &RetryPolicy,
     ending: Ending,
     cause: CauseKind,
     value: Option<Box<dyn Any + Send>>,
 ) -> Ended {
+    let policy = inner.policy_of(handler, task);
     // A retry waits for its delay however late it may be by now.
-    let now = inner.clock.latest();
-    let transition = after(&ending, task.send_count, policy, now, fastrand::f64());
+    let now = if matches!(ending, Ending::Success) { 0 } else { inner.clock.latest() };
+    let transition = after(&ending, task.send_count, &policy, now, fastrand::f64());
     let (kind, error) = match ending {
         Ending::Success => (EndKind::Success, None),
         Ending::Pending(_) => (EndKind::Pending, None),
@@ -641,9 +764,6 @@ async fn finish(
     if let Some(error) = &error {
         let retry_at = transition.next.map(crate::clock::to_datetime);
         warn!(status = %transition.to, ?retry_at, error = %error_text(error), "attempt failed");
-        if transition.to == Status::Failed {
-            exhausted(handler, task, error).await;
-        }
     }
     Ended { value, error, written: Some(transition), ..Ended::new(kind) }
 }
@@ -744,7 +864,7 @@ pub(crate) async fn hand_back(inner: &Arc<Inner>, waiting: Vec<Ready>) {
             result: None,
             attempt: None,
         };
-        inner.writer.end(settlement, ready.hold).await;
+        inner.writer.end(settlement, ready.hold, false).await;
         if let Some(tell) = ready.tell {
             let _ = tell.send(Told::Nothing);
         }

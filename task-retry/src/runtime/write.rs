@@ -15,6 +15,7 @@ use tracing::{error, warn};
 use super::Inner;
 use super::execute::{Ready, start};
 use super::held::Hold;
+use crate::clock::Millis;
 use crate::store::{
     ANSWER, Fault, Inserted, NewRow, Settlement, Store, error_text, in_time, is_timeout, steadily,
 };
@@ -36,8 +37,8 @@ pub(crate) type Room = OwnedSemaphorePermit;
 
 /// What happens when a row is stored or not.
 pub(crate) trait Stored: Send {
-    /// It is stored: `row` has its final id. What is returned is to start.
-    fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow) -> Option<Ready>;
+    /// It is stored, with this time: `row` has its final id. What is returned is to start.
+    fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow, now: Millis) -> Option<Ready>;
     /// It is not, or nobody knows.
     fn refused(self: Box<Self>, refusal: Refusal);
 }
@@ -73,6 +74,19 @@ impl Inserts {
 
     fn len(&self) -> usize {
         self.rows.len()
+    }
+
+    /// Gives all held rows the latest of their leases: what rows have in common costs least. Not once a
+    /// statement was sent that may have stored them with another.
+    fn lease_alike(&mut self) {
+        if self.then.iter().any(|then| then.lost) {
+            return;
+        }
+        let held = |row: &&mut NewRow| row.held;
+        let latest = self.rows.iter_mut().filter(held).map(|row| row.next).max();
+        for row in self.rows.iter_mut().filter(held) {
+            row.next = latest.unwrap_or(row.next);
+        }
     }
 
     /// In halves; the first may be empty.
@@ -163,7 +177,11 @@ impl Writer {
 
     /// Waits for room for one operation; `None` once the writer has given up.
     pub(crate) async fn room(&self) -> Option<Room> {
-        self.room.clone().acquire_owned().await.ok()
+        match self.room.clone().try_acquire_owned() {
+            Ok(room) => Some(room),
+            // It seldom has to wait, and whoever does not is smaller for it.
+            Err(_) => Box::pin(self.room.clone().acquire_owned()).await.ok(),
+        }
     }
 
     /// Hands a row over to be stored. From here on it is on its way, whatever becomes of the caller.
@@ -187,16 +205,17 @@ impl Writer {
         self.lock().closed = true;
     }
 
-    /// Hands over the end of an attempt. The receiver hears whether it took effect.
+    /// Hands over the end of an attempt. With `wait`, the receiver hears whether it took effect.
     pub(crate) async fn end(
         &self,
         settlement: Settlement,
         hold: Arc<Hold>,
-    ) -> oneshot::Receiver<bool> {
-        let (reply, answer) = oneshot::channel();
+        wait: bool,
+    ) -> Option<oneshot::Receiver<bool>> {
+        let (reply, answer) = wait.then(oneshot::channel).unzip();
         hold.ending.store(true, Ordering::Release);
         if let Some(room) = self.room().await {
-            let end = End { settlement, hold, reply: Some(reply), voided: false, _room: room };
+            let end = End { settlement, hold, reply, voided: false, _room: room };
             let mut queues = self.lock();
             if self.gives_up() {
                 return answer;
@@ -446,7 +465,7 @@ async fn insert_keyed(
         match in_time(ANSWER, store.insert_keyed(&batch.rows, now)).await {
             Ok(answers) => {
                 failpoint!("insert.after");
-                let again = answer(inner, batch, answers).await;
+                let again = answer(inner, batch, answers, now).await;
                 if again.len() > 0 {
                     batches.push_back(again);
                 }
@@ -476,6 +495,7 @@ async fn insert(inner: &Arc<Inner>, store: &Store, inserts: Inserts) {
     let mut batches = vec![inserts];
     let mut backoff = Backoff::default();
     while let Some(mut batch) = batches.pop() {
+        batch.lease_alike();
         let rows = &batch.rows;
         let now = inner.clock.now();
         let lost = batch.then.iter().any(|then| then.lost);
@@ -491,7 +511,7 @@ async fn insert(inner: &Arc<Inner>, store: &Store, inserts: Inserts) {
         let error = match result {
             Ok(answers) => {
                 failpoint!("insert.after");
-                let again = answer(inner, batch, answers).await;
+                let again = answer(inner, batch, answers, now).await;
                 if again.len() > 0 {
                     batches.push(again);
                 }
@@ -538,21 +558,28 @@ impl Drop for Starts<'_> {
 }
 
 /// Tells what became of each row, and starts what is to run; returns the rows that need another id.
-async fn answer(inner: &Arc<Inner>, batch: Inserts, answers: Vec<Inserted>) -> Inserts {
+async fn answer(
+    inner: &Arc<Inner>,
+    batch: Inserts,
+    answers: Vec<Inserted>,
+    now: Millis,
+) -> Inserts {
     let mut again = Inserts::default();
     let mut starts = Starts { inner, ready: Vec::new() };
     for ((mut row, then), answer) in batch.into_iter().zip(answers) {
         match answer {
-            Inserted::Stored => starts.ready.extend(then.stored.stored(inner, row)),
+            Inserted::Stored => starts.ready.extend(then.stored.stored(inner, row, now)),
             Inserted::Duplicate(id, _) if id.0 == row.id => {
-                starts.ready.extend(then.stored.stored(inner, row));
+                starts.ready.extend(then.stored.stored(inner, row, now));
             }
-            Inserted::IdTaken if then.lost => starts.ready.extend(then.stored.stored(inner, row)),
+            Inserted::IdTaken if then.lost => {
+                starts.ready.extend(then.stored.stored(inner, row, now))
+            }
             Inserted::Duplicate(id, status) => {
                 refused(then.stored, Refusal::Duplicate(id, status));
             }
             Inserted::IdTaken => {
-                row.id = inner.clock.new_id();
+                row.id = inner.clock.new_id(now);
                 again.push(row, then);
             }
         }

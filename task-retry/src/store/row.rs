@@ -1,6 +1,7 @@
 //! Rows out of the database.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
+use sea_orm::sqlx::{Row, ValueRef};
 use sea_orm::{DbBackend, DbErr, QueryResult, TryGetable};
 
 use super::sql::Times;
@@ -52,21 +53,21 @@ pub(crate) fn decode(row: &QueryResult, times: &Times) -> Result<TaskLog, DbErr>
         msg_key: doubt.get(3),
         send_count: doubt.get::<i32>(5).max(0) as u32,
         topic: doubt.get(6),
-        context: doubt.get(7),
+        context: doubt.maybe(7),
         next_send_time: doubt.time(8),
         create_time: doubt.time(9).unwrap_or_default(),
         update_time: Doubt { times: &Times { offset: 0, ..*times }, ..doubt.again() }
             .time(10)
             .unwrap_or_default(),
         fence: get(row, 11)?,
-        locked_by: doubt.get(12),
+        locked_by: doubt.maybe(12),
         crash_count: doubt.get::<i32>(13).max(0) as u32,
-        unique_key: doubt.get(14),
-        task_name: doubt.get(15),
-        max_retry: doubt.get::<Option<i32>>(16).map(|retries| retries.max(0) as u32),
+        unique_key: doubt.maybe(14),
+        task_name: doubt.maybe(15),
+        max_retry: doubt.maybe::<i32>(16).map(|retries| retries.max(0) as u32),
         expire_time: doubt.time(17),
-        last_error: doubt.get(18),
-        trace_context: doubt.get(19),
+        last_error: doubt.maybe(18),
+        trace_context: doubt.maybe(19),
         unreadable,
     })
 }
@@ -88,6 +89,11 @@ impl Doubt<'_> {
         self.unless_error(index, value)
     }
 
+    fn maybe<T: TryGetable>(&mut self, index: usize) -> Option<T> {
+        let value = maybe(self.row, index);
+        self.unless_error(index, value)
+    }
+
     fn time(&mut self, index: usize) -> Option<DateTime<Utc>> {
         let value = time(self.row, index, self.times);
         self.unless_error(index, value)
@@ -105,6 +111,28 @@ impl Doubt<'_> {
 
 pub(crate) fn get<T: TryGetable>(row: &QueryResult, index: usize) -> Result<T, DbErr> {
     row.try_get_by_index(index)
+}
+
+/// As `get` of an `Option`, which makes an error of each null on its way.
+fn maybe<T: TryGetable>(row: &QueryResult, index: usize) -> Result<Option<T>, DbErr> {
+    if is_null(row, index) { Ok(None) } else { get(row, index).map(Some) }
+}
+
+fn is_null(row: &QueryResult, index: usize) -> bool {
+    macro_rules! of {
+        ($row:ident) => {
+            if let Some(row) = row.$row() {
+                return row.try_get_raw(index).is_ok_and(|value| value.is_null());
+            }
+        };
+    }
+    #[cfg(feature = "sqlite")]
+    of!(try_as_sqlite_row);
+    #[cfg(feature = "postgres")]
+    of!(try_as_pg_row);
+    #[cfg(feature = "mysql")]
+    of!(try_as_mysql_row);
+    false
 }
 
 /// MySQL's ids are unsigned.
@@ -129,12 +157,10 @@ pub(crate) fn time(
     times: &Times,
 ) -> Result<Option<DateTime<Utc>>, DbErr> {
     match times.backend {
-        DbBackend::Postgres => get(row, index),
-        DbBackend::Sqlite => {
-            get::<Option<String>>(row, index)?.map(|text| parse(&text)).transpose()
-        }
+        DbBackend::Postgres => maybe(row, index),
+        DbBackend::Sqlite => maybe::<String>(row, index)?.map(|text| parse(&text)).transpose(),
         _ => {
-            let local: Option<NaiveDateTime> = get(row, index)?;
+            let local: Option<NaiveDateTime> = maybe(row, index)?;
             let offset = chrono::TimeDelta::seconds(i64::from(times.offset));
             Ok(local.map(|local| (local - offset).and_utc()))
         }
