@@ -71,6 +71,37 @@ pub(crate) struct NewRow {
     pub(crate) next: Millis,
 }
 
+/// What a claim has taken.
+pub(crate) enum Claimed {
+    Rows(Vec<QueryResult>),
+    /// Where a claim has to decode its rows itself.
+    Tasks(Vec<TaskLog>),
+}
+
+impl Claimed {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Rows(rows) => rows.len(),
+            Self::Tasks(tasks) => tasks.len(),
+        }
+    }
+
+    pub(crate) fn tasks(self, store: &Store, claim: &Claim) -> Vec<TaskLog> {
+        let rows = match self {
+            Self::Tasks(tasks) => return tasks,
+            Self::Rows(rows) => rows,
+        };
+        let mut tasks = store.decode(&rows);
+        for task in &mut tasks {
+            task.project_name.clone_from(&store.project);
+            task.locked_by = Some(store.worker.clone());
+            task.next_send_time = Some(to_datetime(claim.until));
+            task.update_time = to_datetime(claim.now);
+        }
+        tasks
+    }
+}
+
 /// What all rows of a batch have in common, in groups: it is bound once.
 #[derive(Clone, Copy, Debug)]
 struct Alike {
@@ -659,19 +690,19 @@ impl Store {
     /// Takes due rows; they come back as they are now, but for the status, which is the one before
     /// where that matters (an overdue `Waiting` row).
     pub(crate) async fn claim(&self, claim: &Claim) -> Result<Vec<TaskLog>, DbErr> {
+        Ok(self.claim_rows(claim).await?.tasks(self, claim))
+    }
+
+    /// The same, for whoever has no time to decode them.
+    pub(crate) async fn claim_rows(&self, claim: &Claim) -> Result<Claimed, DbErr> {
         let sql = match self.backend() {
-            DbBackend::MySql => return mysql::claim(self, self.db.pool(), claim).await,
+            DbBackend::MySql => {
+                return mysql::claim(self, self.db.pool(), claim).await.map(Claimed::Tasks);
+            }
             DbBackend::Postgres => postgres::claim(self, claim),
             _ => sqlite::claim(self, claim),
         };
-        let mut tasks = self.decode(&self.query(sql.build()).await?);
-        for task in &mut tasks {
-            task.project_name.clone_from(&self.project);
-            task.locked_by = Some(self.worker.clone());
-            task.next_send_time = Some(to_datetime(claim.until));
-            task.update_time = to_datetime(claim.now);
-        }
-        Ok(tasks)
+        self.query(sql.build()).await.map(Claimed::Rows)
     }
 
     /// The columns of a task that a claim has just taken, without what the claim knows itself.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use sea_orm::DbErr;
@@ -12,10 +12,10 @@ use tracing::{debug, warn};
 use super::Inner;
 use super::execute::{Ready, Told};
 use super::held::{Hold, Stop};
-use super::write::Backoff;
+use super::write::{Backoff, write_beside};
 use crate::TaskLog;
 use crate::clock::{LATEST, Millis, ceil_millis};
-use crate::store::{ANSWER, Claim, SUSPECT, Store, Which, in_time, steadily};
+use crate::store::{ANSWER, Claim, Claimed, SUSPECT, Store, Which, in_time, steadily};
 
 /// The index is read from this long before the first due row seen, ...
 const MARGIN: Millis = 2000;
@@ -132,8 +132,10 @@ struct Line {
     claimed: Instant,
     /// When suspects were looked for.
     suspects: Instant,
+    /// It did indeed.
+    much: bool,
     /// About how large a row of it is.
-    bytes: usize,
+    bytes: Arc<AtomicUsize>,
 }
 
 /// The claim loop: it ends when the runtime closes, and no error ends it.
@@ -152,7 +154,8 @@ pub(crate) async fn run(inner: Arc<Inner>) {
             full: false,
             claimed: Instant::now(),
             suspects: Instant::now(),
-            bytes: 1000,
+            much: false,
+            bytes: Arc::new(AtomicUsize::new(1000)),
         })
         .collect();
     let mut backoff = Backoff::default();
@@ -301,7 +304,7 @@ fn rows_wanted(inner: &Inner, line: &Line) -> usize {
     if room.closed || room.waiting > few {
         return 0;
     }
-    let most = (BYTES / line.bytes.max(1)).max(1);
+    let most = (BYTES / line.bytes.load(Ordering::Relaxed).max(1)).max(1);
     line.size.max(room.free).saturating_sub(room.waiting).min(room.queue).min(most)
 }
 
@@ -316,19 +319,15 @@ async fn claim(
     let mut claim = inner.claim(vec![line.source], wanted as u32);
     claim.floor = line.floor;
     failpoint!("claim.before");
-    let tasks = steadily(|| in_time(ANSWER, store.claim(&claim))).await?;
+    let claimed = steadily(|| in_time(ANSWER, store.claim_rows(&claim))).await?;
     failpoint!("claim.after");
-    let full = tasks.len() >= wanted;
+    let full = claimed.len() >= wanted;
     adapt(inner, line, dry, full);
     line.full = full;
-    let mut found = !tasks.is_empty();
+    let mut found = claimed.len() > 0;
     if found {
-        let bytes: usize =
-            tasks.iter().map(|task| 500 + task.context.as_ref().map_or(0, String::len)).sum();
-        line.bytes = (line.bytes + bytes / tasks.len()) / 2;
-        debug!(source = line.source, tasks = tasks.len(), "claimed");
+        come(inner, line, claimed, claim.clone(), full).await;
     }
-    take_in(inner, tasks, claim.until);
     if (!full || line.suspects.elapsed() > SUSPECTS) && !inner.pool.has_suspect() {
         line.suspects = Instant::now();
         // One at a time, and only to start at once: whoever is held beside it may die with it.
@@ -341,6 +340,49 @@ async fn claim(
         take_in(inner, suspects, claim.until);
     }
     Ok(found)
+}
+
+/// Decodes what was claimed and hands it to the workers; while much is due, the next claim is on its way
+/// meanwhile.
+async fn come(inner: &Arc<Inner>, line: &mut Line, claimed: Claimed, claim: Claim, full: bool) {
+    debug!(source = line.source, tasks = claimed.len(), "claimed");
+    let (much, bytes) = (full && line.much, line.bytes.clone());
+    line.much = full;
+    let coming = Coming::new(inner, line.source, claimed.len());
+    let come = async move {
+        let inner = &coming.inner;
+        let tasks = claimed.tasks(&inner.store, &claim);
+        let size = |task: &TaskLog| 500 + task.context.as_ref().map_or(0, String::len);
+        let average = tasks.iter().map(size).sum::<usize>() / coming.count;
+        let before = bytes.load(Ordering::Relaxed);
+        bytes.store((before + average) / 2, Ordering::Relaxed);
+        take_in(inner, tasks, claim.until);
+    };
+    match much {
+        true => write_beside(inner, |_| come),
+        // Not before its rows have told how large they are.
+        false => come.await,
+    }
+}
+
+/// Tasks that are claimed and not in the pool yet.
+struct Coming {
+    inner: Arc<Inner>,
+    source: i32,
+    count: usize,
+}
+
+impl Coming {
+    fn new(inner: &Arc<Inner>, source: i32, count: usize) -> Self {
+        inner.pool.expect(source, count);
+        Self { inner: inner.clone(), source, count }
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.inner.pool.arrived(self.source, self.count);
+    }
 }
 
 /// Batches grow while workers run dry within a second of a full claim, and shrink afterwards.

@@ -134,6 +134,8 @@ enum Next {
 #[derive(Default)]
 struct Line {
     waiting: VecDeque<Ready>,
+    /// So many are claimed and on their way here.
+    coming: usize,
     /// The claims want to hear when no more than this many wait.
     few: usize,
     running: usize,
@@ -142,6 +144,11 @@ struct Line {
 }
 
 impl Line {
+    /// What waits, or will in a moment.
+    fn stock(&self) -> usize {
+        self.waiting.len() + self.coming
+    }
+
     fn attempts(&self) -> usize {
         self.running + self.awaited
     }
@@ -188,7 +195,7 @@ impl Pool {
         let mut state = self.lock();
         let line = state.lines.entry(source).or_default();
         line.few = few;
-        let (waiting, running) = (line.waiting.len(), line.attempts());
+        let (waiting, running) = (line.stock(), line.attempts());
         let most = concurrency.unwrap_or(usize::MAX).min(self.limits.per_source);
         let places = self.limits.places.saturating_sub(state.running);
         let free = most.saturating_sub(running).min(places);
@@ -196,9 +203,29 @@ impl Pool {
         Room { free, waiting, queue, closed: state.closed }
     }
 
-    /// How many tasks of a source wait.
+    /// How many tasks of a source wait, or will in a moment.
     pub(crate) fn waiting(&self, source: i32) -> usize {
-        self.lock().lines.get(&source).map_or(0, |line| line.waiting.len())
+        self.lock().lines.get(&source).map_or(0, Line::stock)
+    }
+
+    /// So many tasks of a source are claimed and will come: there are places for them.
+    pub(crate) fn expect(&self, source: i32, count: usize) {
+        let mut state = self.lock();
+        state.promised += count;
+        state.lines.entry(source).or_default().coming += count;
+    }
+
+    /// They have come.
+    pub(crate) fn arrived(&self, source: i32, count: usize) {
+        let mut state = self.lock();
+        state.promised = state.promised.saturating_sub(count);
+        let line = state.lines.entry(source).or_default();
+        line.coming = line.coming.saturating_sub(count);
+        let tell = line.stock() <= line.few;
+        drop(state);
+        if tell {
+            self.room.notify_one();
+        }
     }
 
     /// Whether a task that is suspected of killing its process is here.
@@ -272,7 +299,7 @@ impl Pool {
         }
         let next = self.take(&mut state);
         let of = next.as_ref().map_or(source, |next| next.task.source);
-        tell |= state.lines.get(&of).is_some_and(|line| line.waiting.len() <= line.few);
+        tell |= state.lines.get(&of).is_some_and(|line| line.stock() <= line.few);
         let next = match (next, &mut state.resting) {
             (Some(ready), _) => Next::Run(ready),
             (None, Some(resting)) if resting.len() < RESTING => {
