@@ -73,9 +73,9 @@ pub(crate) struct NewRow {
 
 /// What a claim has taken.
 pub(crate) enum Claimed {
-    Rows(Vec<QueryResult>),
+    Rows(std::vec::IntoIter<QueryResult>),
     /// Where a claim has to decode its rows itself.
-    Tasks(Vec<TaskLog>),
+    Tasks(std::vec::IntoIter<TaskLog>),
 }
 
 impl Claimed {
@@ -86,12 +86,13 @@ impl Claimed {
         }
     }
 
-    pub(crate) fn tasks(self, store: &Store, claim: &Claim) -> Vec<TaskLog> {
+    /// Decodes the next ones, at most so many.
+    pub(crate) fn take(&mut self, most: usize, store: &Store, claim: &Claim) -> Vec<TaskLog> {
         let rows = match self {
-            Self::Tasks(tasks) => return tasks,
+            Self::Tasks(tasks) => return tasks.take(most).collect(),
             Self::Rows(rows) => rows,
         };
-        let mut tasks = store.decode(&rows);
+        let mut tasks = store.decode(rows.take(most));
         for task in &mut tasks {
             task.project_name.clone_from(&store.project);
             task.locked_by = Some(store.worker.clone());
@@ -349,15 +350,15 @@ impl Store {
     }
 
     /// The tasks of rows. One that cannot be named is left out: it is not this version's.
-    fn decode(&self, rows: &[QueryResult]) -> Vec<TaskLog> {
-        let decode = |row| match row::decode(row, &self.times) {
+    fn decode(&self, rows: impl Iterator<Item = QueryResult>) -> Vec<TaskLog> {
+        let decode = |row| match row::decode(&row, &self.times) {
             Ok(task) => Some(task),
             Err(error) => {
                 tracing::warn!(%error, "a row of the table is left out");
                 None
             }
         };
-        rows.iter().filter_map(decode).collect()
+        rows.filter_map(decode).collect()
     }
 
     /// The columns of a task.
@@ -690,19 +691,20 @@ impl Store {
     /// Takes due rows; they come back as they are now, but for the status, which is the one before
     /// where that matters (an overdue `Waiting` row).
     pub(crate) async fn claim(&self, claim: &Claim) -> Result<Vec<TaskLog>, DbErr> {
-        Ok(self.claim_rows(claim).await?.tasks(self, claim))
+        Ok(self.claim_rows(claim).await?.take(usize::MAX, self, claim))
     }
 
     /// The same, for whoever has no time to decode them.
     pub(crate) async fn claim_rows(&self, claim: &Claim) -> Result<Claimed, DbErr> {
         let sql = match self.backend() {
             DbBackend::MySql => {
-                return mysql::claim(self, self.db.pool(), claim).await.map(Claimed::Tasks);
+                let tasks = mysql::claim(self, self.db.pool(), claim).await?;
+                return Ok(Claimed::Tasks(tasks.into_iter()));
             }
             DbBackend::Postgres => postgres::claim(self, claim),
             _ => sqlite::claim(self, claim),
         };
-        self.query(sql.build()).await.map(Claimed::Rows)
+        Ok(Claimed::Rows(self.query(sql.build()).await?.into_iter()))
     }
 
     /// The columns of a task that a claim has just taken, without what the claim knows itself.

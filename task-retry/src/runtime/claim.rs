@@ -32,6 +32,8 @@ const PROBE: Duration = Duration::from_millis(200);
 const SUSPECTS: Duration = Duration::from_secs(1);
 /// With more tasks than this past their leases, a process waits for their renewal.
 const MANY: usize = 1000;
+/// So many of a claim's tasks start while the others are decoded.
+const PART: usize = 250;
 /// What one claim may bring into memory, about.
 const BYTES: usize = 32 << 20;
 
@@ -342,21 +344,25 @@ async fn claim(
     Ok(found)
 }
 
-/// Decodes what was claimed and hands it to the workers; while much is due, the next claim is on its way
-/// meanwhile.
-async fn come(inner: &Arc<Inner>, line: &mut Line, claimed: Claimed, claim: Claim, full: bool) {
+/// Decodes what was claimed and hands it to the workers, who start with the first while the others are
+/// decoded. While much is due, the next claim is on its way meanwhile.
+async fn come(inner: &Arc<Inner>, line: &mut Line, mut claimed: Claimed, claim: Claim, full: bool) {
     debug!(source = line.source, tasks = claimed.len(), "claimed");
     let (much, bytes) = (full && line.much, line.bytes.clone());
     line.much = full;
-    let coming = Coming::new(inner, line.source, claimed.len());
+    let mut coming = Coming::new(inner, line.source, claimed.len());
     let come = async move {
-        let inner = &coming.inner;
-        let tasks = claimed.tasks(&inner.store, &claim);
-        let size = |task: &TaskLog| 500 + task.context.as_ref().map_or(0, String::len);
-        let average = tasks.iter().map(size).sum::<usize>() / coming.count;
-        let before = bytes.load(Ordering::Relaxed);
-        bytes.store((before + average) / 2, Ordering::Relaxed);
-        take_in(inner, tasks, claim.until);
+        while claimed.len() > 0 {
+            let before = claimed.len();
+            let tasks = claimed.take(PART, &coming.inner.store, &claim);
+            let count = before - claimed.len();
+            let size = |task: &TaskLog| 500 + task.context.as_ref().map_or(0, String::len);
+            let average = tasks.iter().map(size).sum::<usize>() / count;
+            bytes.store((bytes.load(Ordering::Relaxed) + average) / 2, Ordering::Relaxed);
+            take_in(&coming.inner, tasks, claim.until);
+            coming.arrived(count);
+            tokio::task::yield_now().await;
+        }
     };
     match much {
         true => write_beside(inner, |_| come),
@@ -376,6 +382,11 @@ impl Coming {
     fn new(inner: &Arc<Inner>, source: i32, count: usize) -> Self {
         inner.pool.expect(source, count);
         Self { inner: inner.clone(), source, count }
+    }
+
+    fn arrived(&mut self, count: usize) {
+        self.count -= count;
+        self.inner.pool.arrived(self.source, count);
     }
 }
 
