@@ -1,6 +1,7 @@
 //! What the runtime asks of a database. One table, one project, one worker; the statements that
 //! differ between databases live in one file each.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -70,6 +71,11 @@ pub(crate) struct NewRow {
     /// When it is due, or the end of the lease.
     pub(crate) next: Millis,
 }
+
+/// Suspects are looked for among so many rows.
+const AMONG: i64 = 1000;
+/// How many processes have died that held a row, the one included whose lease has run out.
+const CRASHES: &str = "crash_count + case when locked_by is null then 0 else 1 end";
 
 /// What a claim has taken.
 pub(crate) enum Claimed {
@@ -238,6 +244,8 @@ pub(crate) struct Claim {
     /// No row before this time is due; the index need not be read from its beginning.
     pub(crate) floor: Option<Millis>,
     pub(crate) which: Which,
+    /// Where suspects are claimed, those that were found.
+    pub(crate) suspects: Vec<i64>,
     /// Also rows whose holder let its lease run out, ...
     pub(crate) take_over: bool,
     /// Leases that ended up to then have ended for certain.
@@ -696,6 +704,15 @@ impl Store {
 
     /// The same, for whoever has no time to decode them.
     pub(crate) async fn claim_rows(&self, claim: &Claim) -> Result<Claimed, DbErr> {
+        let mut claim = Cow::Borrowed(claim);
+        if claim.which == Which::Suspect && claim.ids.is_none() {
+            let suspects = self.suspects(&claim).await?;
+            if suspects.is_empty() {
+                return Ok(Claimed::Rows(Vec::new().into_iter()));
+            }
+            claim.to_mut().suspects = suspects;
+        }
+        let claim = &*claim;
         let sql = match self.backend() {
             DbBackend::MySql => {
                 let tasks = mysql::claim(self, self.db.pool(), claim).await?;
@@ -720,6 +737,9 @@ impl Store {
 
     /// Whether there is anything to claim, locked or not.
     pub(crate) async fn is_due(&self, claim: &Claim) -> Result<bool, DbErr> {
+        if claim.which == Which::Suspect {
+            return Ok(!self.suspects(claim).await?.is_empty());
+        }
         let claim = Claim { limit: 1, ..claim.clone() };
         let mut sql = self.sql("select 1 from t_sys_mq_resend_log where ");
         self.due(&mut sql, &claim);
@@ -758,44 +778,61 @@ impl Store {
 
     /// The condition, order and limit of a claim.
     fn due(&self, sql: &mut Sql, claim: &Claim) {
+        if let Some(ids) = &claim.ids {
+            self.of_sources(sql, claim).push(" and id in ").list(self.ids(ids));
+            sql.push(" and (locked_by is null or next_send_time is null or next_send_time <= ");
+            sql.bind(self.times.down(claim.expired)).push(") order by id limit ");
+            sql.bind(i64::from(claim.limit));
+            return;
+        }
+        self.open_and_due(sql, claim).push(" and ").push(CRASHES);
+        match claim.which {
+            Which::Innocent => sql.push(" < 2"),
+            Which::Suspect => sql.push(" >= 2 and id in ").list(self.ids(&claim.suspects)),
+        };
+        sql.push(" order by next_send_time limit ").bind(i64::from(claim.limit));
+    }
+
+    /// The suspects among the first rows that are due, locked or not. However long the backlog is, it is
+    /// not read for them: as it gets shorter they come to its head.
+    async fn suspects(&self, claim: &Claim) -> Result<Vec<i64>, DbErr> {
+        let mut sql = self.sql("select id from (select id, ");
+        sql.push(CRASHES).push(" as crashes, next_send_time from t_sys_mq_resend_log where ");
+        self.open_and_due(&mut sql, claim).push(" order by next_send_time limit ").bind(AMONG);
+        sql.push(") due where crashes >= 2 order by next_send_time limit ").bind(AMONG / 10);
+        let backend = self.backend();
+        self.query(sql.build()).await?.iter().map(|row| id(row, 0, backend)).collect()
+    }
+
+    fn of_sources<'a>(&self, sql: &'a mut Sql, claim: &Claim) -> &'a mut Sql {
         sql.push("project_name = ").bind(self.project.as_str());
         match claim.sources[..] {
             [source] => sql.push(" and source = ").bind(source),
             _ => sql.push(" and source in ").list(claim.sources.iter().copied()),
-        };
-        if let Some(ids) = &claim.ids {
-            sql.push(" and id in ").list(self.ids(ids));
-            sql.push(" and (locked_by is null or next_send_time is null or next_send_time <= ");
-            sql.bind(self.times.down(claim.expired)).push(") order by id");
-        } else {
-            sql.push(" and ").push(OPEN).push(" and next_send_time <= ");
-            sql.bind(self.times.down(claim.now));
-            if let Some(floor) = claim.floor {
-                sql.push(" and next_send_time >= ").bind(self.times.down(floor));
-            }
-            let crashes = "crash_count + case when locked_by is null then 0 else 1 end";
-            match claim.which {
-                Which::Innocent => sql.push(" and ").push(crashes).push(" < 2"),
-                Which::Suspect => sql.push(" and ").push(crashes).push(" >= 2"),
-            };
-            if let Some(Shard { index, total }) = claim.shard {
-                sql.push(" and id % ").bind(i64::from(total));
-                sql.push(" = ").bind(i64::from(index));
-            }
-            if !claim.take_over {
-                sql.push(" and locked_by is null");
-            } else {
-                if claim.expired < claim.now {
-                    sql.push(" and (locked_by is null or next_send_time <= ");
-                    sql.bind(self.times.down(claim.expired)).push(")");
-                }
-                if !claim.except.is_empty() {
-                    sql.push(" and id not in ").list(self.ids(&claim.except));
-                }
-            }
-            sql.push(" order by next_send_time");
         }
-        sql.push(" limit ").bind(i64::from(claim.limit));
+    }
+
+    fn open_and_due<'a>(&self, sql: &'a mut Sql, claim: &Claim) -> &'a mut Sql {
+        self.of_sources(sql, claim).push(" and ").push(OPEN).push(" and next_send_time <= ");
+        sql.bind(self.times.down(claim.now));
+        if let Some(floor) = claim.floor {
+            sql.push(" and next_send_time >= ").bind(self.times.down(floor));
+        }
+        if let Some(Shard { index, total }) = claim.shard {
+            sql.push(" and id % ").bind(i64::from(total));
+            sql.push(" = ").bind(i64::from(index));
+        }
+        if !claim.take_over {
+            return sql.push(" and locked_by is null");
+        }
+        if claim.expired < claim.now {
+            sql.push(" and (locked_by is null or next_send_time <= ");
+            sql.bind(self.times.down(claim.expired)).push(")");
+        }
+        if !claim.except.is_empty() {
+            sql.push(" and id not in ").list(self.ids(&claim.except));
+        }
+        sql
     }
 
     /// The first due time of each of these sources, if it has open rows: one small statement.

@@ -18,7 +18,7 @@ use crate::clock::{LATEST, Millis, ceil_millis};
 use crate::store::{ANSWER, Claim, Claimed, SUSPECT, Store, Which, in_time, steadily};
 
 /// The index is read from this long before the first due row seen, ...
-const MARGIN: Millis = 2000;
+const MARGIN: Millis = 1000;
 /// ... and from its beginning this often.
 const FULL_LOOK: Duration = Duration::from_secs(5);
 /// That takes at most a twentieth of the time. A starter's table is read past all rows that have
@@ -504,6 +504,7 @@ impl Inner {
             until: now + ceil_millis(self.lease),
             floor: None,
             which: Which::Innocent,
+            suspects: Vec::new(),
             take_over: now >= self.take_over_from.load(Ordering::Acquire) && except.len() < MANY,
             except,
         }
