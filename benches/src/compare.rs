@@ -142,8 +142,8 @@ const BOTH_COMMITS: &str = "the row before the function runs, and its success be
 const EACH_ENDED: &str = "every success, before the clock stops";
 
 pub fn comparisons() -> Vec<Comparison> {
-    let sustained = rate(Postgres, "ours", "sustained:512");
-    let two = rate(Postgres, "ours", "two:512");
+    let sustained = rate(Postgres, "ours", "sustained:2000");
+    let two = rate(Postgres, "ours", "two:2000");
     let graphile = rate(Postgres, "graphile_worker", "sustained:2");
     let claim = |on, name, small, other| Comparison {
         name,
@@ -368,7 +368,7 @@ pub fn comparisons() -> Vec<Comparison> {
             name: "mariadb-sustained",
             text: "Enqueue and run, one process",
             durable: "each row at its enqueue's answer; every success before the clock stops",
-            ours: rate(Mariadb, "ours", "sustained:512"),
+            ours: rate(Mariadb, "ours", "sustained:2000"),
             of: Of::Run(rate(Mariadb, "ruststream-lock", "sustained:2")),
             other: "ruststream-sqlx, rows locked",
             goal: AtLeast(1.2),
@@ -377,7 +377,7 @@ pub fn comparisons() -> Vec<Comparison> {
             name: "mariadb-sustained",
             text: "Enqueue and run, one process",
             durable: "each row at its enqueue's answer; every success before the clock stops",
-            ours: rate(Mariadb, "ours", "sustained:512"),
+            ours: rate(Mariadb, "ours", "sustained:2000"),
             of: Of::Run(rate(Mariadb, "ruststream-lease", "sustained:2")),
             other: "ruststream-sqlx, leases",
             goal: AtLeast(1.2),
@@ -388,7 +388,7 @@ pub fn comparisons() -> Vec<Comparison> {
             name: "sqlite-sustained",
             text: "Enqueue and run, one process",
             durable: "each row at its enqueue's answer; every success before the clock stops",
-            ours: rate(Sqlite, "ours", "sustained:512"),
+            ours: rate(Sqlite, "ours", "sustained:2000"),
             of: Of::Run(rate(Sqlite, "ruststream-lease", "sustained:2")),
             other: "ruststream-sqlx, leases",
             goal: AtLeast(10.0),
@@ -397,7 +397,7 @@ pub fn comparisons() -> Vec<Comparison> {
             name: "sqlite-sustained",
             text: "Enqueue and run, one process",
             durable: "the same; the peer's commits do not wait for the disk",
-            ours: rate(Sqlite, "ours", "sustained:512"),
+            ours: rate(Sqlite, "ours", "sustained:2000"),
             of: Of::Run(rate(Sqlite, "effectum", "sustained:2")),
             other: "effectum",
             goal: AtLeast(1.0),

@@ -23,6 +23,12 @@ pub fn seconds(full: u64, quick_: u64) -> Duration {
     Duration::from_secs(if quick() { quick_ } else { full })
 }
 
+/// How long tasks are enqueued and run at the same time: for 20 s on PostgreSQL.
+pub fn sustained() -> Duration {
+    let postgres = std::env::var("BENCH_URL").is_ok_and(|url| url.starts_with("postgres"));
+    seconds(if postgres { 20 } else { 5 }, 5)
+}
+
 /// Waits until a counter has reached a number.
 pub async fn until(counter: &AtomicU64, number: u64) {
     while counter.load(Relaxed) < number {

@@ -153,6 +153,13 @@ impl NewRow {
         i64::from(self.held)
     }
 
+    /// It has none of the columns that mostly are empty.
+    fn is_simple(&self) -> bool {
+        let texts = self.msg_key.is_empty() && self.topic.is_empty();
+        let keys = self.unique_key.is_none() && self.trace.is_none();
+        texts && keys && self.max_retry.is_none() && self.expire.is_none()
+    }
+
     /// About what it takes in a statement.
     pub(crate) fn bytes(&self) -> usize {
         200 + self.context.as_ref().map_or(0, String::len) + self.topic.len() + self.msg_key.len()
@@ -746,34 +753,27 @@ impl Store {
         Ok(!self.query(sql.build()).await?.is_empty())
     }
 
-    /// A single row: a lone call does not pay for arrays.
+    /// A single row: a lone call does not pay for arrays, nor for binding what mostly is empty.
     fn one(&self, sql: &mut Sql, row: &NewRow, now: Millis) {
         let now = self.times.down(now);
         let next = if row.held { self.times.up(row.next) } else { self.times.down(row.next) };
-        let values = [
-            row.id.into(),
-            row.source.into(),
-            row.msg_key.as_str().into(),
-            row.topic.as_str().into(),
-            row.context.clone().into(),
-            next,
-            row.fence().into(),
-            row.locked_by(self).into(),
-            row.unique_key.clone().into(),
-            row.task_name.clone().into(),
-            row.max_retry.into(),
-            self.times.maybe(row.expire),
-            row.trace.clone().into(),
-            self.project.as_str().into(),
-            now.clone(),
-            now,
-        ];
         sql.push(
-            "insert into t_sys_mq_resend_log (id, source, msg_key, topic, context, next_send_time, \
-             fence, locked_by, unique_key, task_name, max_retry, expire_time, trace_context, \
-             project_name, create_time, update_time) values ",
+            "insert into t_sys_mq_resend_log (id, project_name, source, task_name, context, \
+             create_time, update_time, next_send_time, fence, locked_by, msg_key, topic, unique_key, \
+             max_retry, expire_time, trace_context) values (",
         );
-        sql.list(values);
+        sql.bind(row.id).push(", ").bind(self.project.as_str()).push(", ").bind(row.source);
+        sql.push(", ").bind(row.task_name.clone()).push(", ").bind(row.context.clone());
+        sql.push(", ").bind(now.clone()).push(", ").bind(now).push(", ").bind(next);
+        sql.push(", ").bind(row.fence()).push(", ").bind(row.locked_by(self));
+        if row.is_simple() {
+            sql.push(", '', '', null, null, null, null)");
+            return;
+        }
+        sql.push(", ").bind(row.msg_key.as_str()).push(", ").bind(row.topic.as_str());
+        sql.push(", ").bind(row.unique_key.clone()).push(", ").bind(row.max_retry);
+        sql.push(", ").bind(self.times.maybe(row.expire)).push(", ").bind(row.trace.clone());
+        sql.push(")");
     }
 
     /// The condition, order and limit of a claim.

@@ -1,7 +1,6 @@
 //! Rows out of the database.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
-use sea_orm::sqlx::{Row, ValueRef};
 use sea_orm::{DbBackend, DbErr, QueryResult, TryGetable};
 
 use super::sql::Times;
@@ -118,7 +117,9 @@ fn maybe<T: TryGetable>(row: &QueryResult, index: usize) -> Result<Option<T>, Db
     if is_null(row, index) { Ok(None) } else { get(row, index).map(Some) }
 }
 
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 fn is_null(row: &QueryResult, index: usize) -> bool {
+    use sea_orm::sqlx::{Row, ValueRef};
     macro_rules! of {
         ($row:ident) => {
             if let Some(row) = row.$row() {
@@ -132,6 +133,12 @@ fn is_null(row: &QueryResult, index: usize) -> bool {
     of!(try_as_pg_row);
     #[cfg(feature = "mysql")]
     of!(try_as_mysql_row);
+    false
+}
+
+/// Without a driver there are no rows.
+#[cfg(not(any(feature = "sqlite", feature = "postgres", feature = "mysql")))]
+fn is_null(_: &QueryResult, _: usize) -> bool {
     false
 }
 

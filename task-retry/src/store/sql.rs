@@ -1,5 +1,7 @@
 //! A statement under construction: text for any of the dialects, values always bound.
 
+use std::fmt::Write;
+
 use sea_orm::{DbBackend, Statement, Value};
 
 use crate::clock::{Millis, to_datetime};
@@ -18,7 +20,9 @@ pub(crate) struct Sql {
 
 impl Sql {
     pub(crate) fn new(backend: DbBackend, text: &str) -> Self {
-        Self { backend, text: text.to_owned(), values: Vec::new() }
+        let mut sql = String::with_capacity(text.len().max(512));
+        sql.push_str(text);
+        Self { backend, text: sql, values: Vec::with_capacity(16) }
     }
 
     pub(crate) fn push(&mut self, text: &str) -> &mut Self {
@@ -36,8 +40,7 @@ impl Sql {
         self.values.push(value.into());
         match self.backend {
             DbBackend::Postgres => {
-                self.text.push('$');
-                self.text.push_str(&self.values.len().to_string());
+                let _ = write!(self.text, "${}", self.values.len());
             }
             _ => self.text.push('?'),
         }
