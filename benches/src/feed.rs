@@ -24,7 +24,7 @@ pub fn seconds(full: u64, quick_: u64) -> Duration {
 }
 
 /// How long tasks are enqueued and run at the same time: for 20 s on PostgreSQL.
-pub fn sustained() -> Duration {
+pub fn sustained_time() -> Duration {
     let postgres = std::env::var("BENCH_URL").is_ok_and(|url| url.starts_with("postgres"));
     seconds(if postgres { 20 } else { 5 }, 5)
 }

@@ -245,7 +245,7 @@ async fn sustained(url: &str, lanes: u64) {
     run(Duration::from_secs(1)).await;
     settle(url).await;
     let start = Instant::now();
-    let count = run(sustained()).await;
+    let count = run(sustained_time()).await;
     metric("rate", count as f64 / start.elapsed().as_secs_f64());
 }
 

@@ -57,7 +57,7 @@ pub async fn child(url: &str, what: &str) {
         "drain" => drain(url, number).await,
         "sustained" => sustained(url, number).await,
         "two" => two(url, number).await,
-        "producer" => producer(url, number, sustained()).await,
+        "producer" => producer(url, number, sustained_time()).await,
         "snapshot-producer" => producer(url, number, snapshot_times().0).await,
         "bulk" => bulk(url, number).await,
         "latency" => latency(url).await,
@@ -181,7 +181,7 @@ async fn sustained(url: &str, callers: u64) {
     settle(url).await;
     RUNS.store(0, Relaxed);
     let start = Instant::now();
-    let count = enqueue(&retry, callers, sustained()).await;
+    let count = enqueue(&retry, callers, sustained_time()).await;
     until(&RUNS, count).await;
     all_ended(url).await;
     metric("rate", count as f64 / start.elapsed().as_secs_f64());

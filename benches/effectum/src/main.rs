@@ -114,7 +114,7 @@ async fn child(path: &Path, what: &str) {
             enqueue(Duration::from_secs(1)).await;
             all_ended(queue).await;
             let start = Instant::now();
-            let count = enqueue(sustained()).await;
+            let count = enqueue(sustained_time()).await;
             until(&RUNS, count).await;
             all_ended(queue).await;
             metric("rate", count as f64 / start.elapsed().as_secs_f64());

@@ -136,7 +136,7 @@ pub async fn child(url: &str, what: &str) {
             all_ended(&pool).await;
             settle(url).await;
             let start = Instant::now();
-            let count = enqueue(sustained()).await;
+            let count = enqueue(sustained_time()).await;
             until(&RUNS, count).await;
             all_ended(&pool).await;
             metric("rate", count as f64 / start.elapsed().as_secs_f64());

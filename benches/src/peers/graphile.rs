@@ -133,7 +133,7 @@ async fn sustained(url: &str, pool: &PgPool, producers: u64) {
     enqueue(Duration::from_secs(1)).await;
     all_ended(pool).await;
     let start = Instant::now();
-    let count = enqueue(sustained()).await;
+    let count = enqueue(sustained_time()).await;
     until(&RUNS, count).await;
     all_ended(pool).await;
     metric("rate", count as f64 / start.elapsed().as_secs_f64());

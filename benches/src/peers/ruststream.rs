@@ -190,7 +190,7 @@ async fn sustained(url: &str, db: &DatabaseConnection, lease: bool, producers: u
     enqueue(Duration::from_secs(1)).await;
     all_ended(db, lease).await;
     let begin = Instant::now();
-    let count = enqueue(sustained()).await;
+    let count = enqueue(sustained_time()).await;
     until(&RUNS, count).await;
     all_ended(db, lease).await;
     metric("rate", count as f64 / begin.elapsed().as_secs_f64());
