@@ -100,6 +100,8 @@ pub async fn enqueue_all_in<C: Enqueue, T: ConnectionTrait>(
     let Some((retry, mut rows)) = Rows::of(calls)? else { return Ok(Vec::new()) };
     let inner = retry.open()?;
     inner.store.same_backend(transaction)?;
+    // A call that cannot be stored leaves nothing in the caller's transaction.
+    rows.ahead.make(usize::MAX)?;
     let Some(stored) = insert_all(inner, transaction, &mut rows, false, false).await? else {
         return Err(Error::new(ErrorKind::Conflict, "an id was taken: try again"));
     };

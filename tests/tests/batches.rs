@@ -139,19 +139,24 @@ async fn a_taken_id_spoils_no_batch(db: Arc<TestDb>) {
     let clock = task_retry_tests::manual_clock();
     let retry = builder.clock(clock).job(false).start().await.unwrap();
     let last = add(0.0).on(&retry).enqueue().await.unwrap().id().get();
-    let taken = [last + 2, last + 4];
+    // In two of the statements that it takes.
+    let taken = [last + 2, last + 1500];
     for id in taken {
         let sql = "insert into t_sys_mq_resend_log (id, project_name, source) values";
         db.execute(&format!("{sql} ({id}, 'other', 100)")).await;
     }
-    let stored = enqueue_all((0..5).map(|n| add(f64::from(n)).on(&retry))).await.unwrap();
+    let stored = enqueue_all((0..2500).map(|n| add(f64::from(n)).on(&retry))).await.unwrap();
+    for number in [0, 1, 2, 999, 1000, 1498, 1499, 1500, 2499] {
+        let context = task(&retry, stored[number].id()).await.context;
+        assert_eq!(context, Some(format!(r#"{{"number":{number}.0}}"#)));
+    }
     let mut ids: Vec<_> = stored.iter().map(|stored| stored.id().get()).collect();
     assert!(stored.iter().all(|stored| stored.is_new()));
     assert!(ids.contains(&(last + 1)) && taken.iter().all(|id| !ids.contains(id)), "{ids:?}");
     ids.sort_unstable();
     ids.dedup();
-    assert_eq!(ids.len(), 5);
-    assert_eq!(retry.tasks().count(Filter::all()).await.unwrap(), 6);
+    assert_eq!(ids.len(), 2500);
+    assert_eq!(retry.tasks().count(Filter::all()).await.unwrap(), 2501);
     retry.shutdown().await.unwrap();
 }
 
