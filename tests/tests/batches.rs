@@ -168,6 +168,12 @@ async fn the_callers_transaction_decides(db: Arc<TestDb>) {
     let transaction = connection.begin().await.unwrap();
     assert_eq!(enqueue_all_in(&transaction, calls()).await.unwrap().len(), 50);
     transaction.rollback().await.unwrap();
+    // Nothing of a refused batch is left in a transaction that goes on.
+    let bad = (0..1500).map(|n| add(if n == 1400 { f64::NAN } else { 1.0 }).on(&retry));
+    let transaction = connection.begin().await.unwrap();
+    let error = enqueue_all_in(&transaction, bad).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Context);
+    transaction.commit().await.unwrap();
     assert_eq!(retry.tasks().count(Filter::all()).await.unwrap(), 0);
     let taken = add(0.0).key("7").on(&retry).enqueue().await.unwrap().id();
     becomes(&retry, taken, Status::Succeeded).await;
