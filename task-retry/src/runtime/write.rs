@@ -197,7 +197,8 @@ impl Writer {
         };
         queue.push_back((row, Then { stored, lost: false, _room: room }));
         drop(queues);
-        work.notify_one();
+        // The lane that wrote last: its connection's backend has all at hand.
+        work.notify_last();
     }
 
     /// Takes in no insert any more; those that were taken in are still written.
@@ -225,7 +226,7 @@ impl Writer {
                 _ => queues.others.push_back(end),
             }
             drop(queues);
-            self.work.notify_one();
+            self.work.notify_last();
         }
         answer
     }
