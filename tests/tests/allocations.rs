@@ -59,10 +59,10 @@ async fn tasks_cost_few_allocations() {
     })
     .await;
     let costs = [
-        ("alone", alone, 160, 60_000),
-        ("grouped", grouped, 60, 20_000),
-        ("handed over", handed_over, 50, 20_000),
-        ("stored together and claimed", claimed, 70, 20_000),
+        ("alone", alone, 140, 50_000),
+        ("grouped", grouped, 35, 10_000),
+        ("handed over", handed_over, 30, 10_000),
+        ("stored together and claimed", claimed, 35, 12_000),
     ];
     for (what, (count, bytes), most, most_bytes) in costs {
         println!("{what}: {count} allocations a task, {bytes} bytes");
