@@ -460,7 +460,7 @@ async fn insert_keyed(
     let mut batches = VecDeque::from([inserts]);
     let mut contended = Inserts::default();
     let mut backoff = Backoff::default();
-    while let Some(batch) = batches.pop_front() {
+    while let Some(mut batch) = batches.pop_front() {
         let now = inner.clock.now();
         failpoint!("insert.before");
         match in_time(ANSWER, store.insert_keyed(&batch.rows, now)).await {
@@ -483,8 +483,11 @@ async fn insert_keyed(
                     backoff.pause().await;
                 }
                 Fault::Repeat => refuse(batch, &error),
-                // Asks again, or refuses, as for all others.
-                _ => insert(inner, store, batch).await,
+                // Asks again, or refuses, as for all others. What was sent may have been carried out.
+                fault => {
+                    batch.then.iter_mut().for_each(|then| then.lost |= fault == Fault::Lost);
+                    insert(inner, store, batch).await;
+                }
             },
         }
     }
