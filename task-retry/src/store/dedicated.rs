@@ -83,7 +83,8 @@ macro_rules! on_kept {
         let mut kept = $kept.lock().await;
         let mut connection = match kept.take() {
             Some(connection) => connection,
-            None => $pool.acquire().await.map_err(not_acquired)?,
+            // In a box: whoever has a connection does not carry about the room that it takes to make one.
+            None => Box::pin($pool.acquire()).await.map_err(not_acquired)?,
         };
         let values = SqlxValues($statement.values.unwrap_or(Values(Vec::new())));
         let query = sqlx::query_with(sqlx::AssertSqlSafe($statement.sql), values);
