@@ -2,14 +2,18 @@
 //!
 //! A pool pings each connection when it is given back, which doubles the round trips of a small
 //! statement. Only the writing lanes and the claims keep one, and only of pools that can spare it.
+//!
+//! SQLite's statements go to its pool without sea-orm in between, whose future for a statement has room
+//! for making a connection to any database: more than 200 KB, which are copied twice.
 
 use sea_orm::prelude::async_trait::async_trait;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 use sea_orm::{ConnAcquireErr, RuntimeErr, Values, sqlx};
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DbBackend, DbErr, ExecResult, QueryResult, Statement,
+    ConnectionTrait, DatabaseConnection, DatabaseConnectionType, DbBackend, DbErr, ExecResult,
+    QueryResult, Statement,
 };
-#[cfg(any(feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 use sea_query_sqlx::SqlxValues;
 
 /// Connections that have to be left to others.
@@ -56,13 +60,17 @@ impl Db {
     /// after an error.
     pub(crate) fn kept(&self) -> Self {
         let pool = self.pool.clone();
-        let kept = match pool.get_database_backend() {
+        let kept = match pool.inner {
             #[cfg(feature = "postgres")]
-            DbBackend::Postgres if spares(pool.get_postgres_connection_pool().options()) => {
+            DatabaseConnectionType::SqlxPostgresPoolConnection(_)
+                if spares(pool.get_postgres_connection_pool().options()) =>
+            {
                 Kept::Postgres(Default::default())
             }
             #[cfg(feature = "mysql")]
-            DbBackend::MySql if spares(pool.get_mysql_connection_pool().options()) => {
+            DatabaseConnectionType::SqlxMySqlPoolConnection(_)
+                if spares(pool.get_mysql_connection_pool().options()) =>
+            {
                 Kept::MySql(Default::default())
             }
             _ => Kept::None,
@@ -76,6 +84,31 @@ fn spares<D: sqlx::Database>(options: &sqlx::pool::PoolOptions<D>) -> bool {
     options.get_max_connections() > SPARE + 3
 }
 
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+macro_rules! query {
+    ($statement:ident) => {{
+        let values = SqlxValues($statement.values.unwrap_or(Values(Vec::new())));
+        sqlx::query_with(sqlx::AssertSqlSafe($statement.sql), values)
+    }};
+}
+
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+fn failed(error: sqlx::Error) -> DbErr {
+    DbErr::Query(RuntimeErr::SqlxError(error.into()))
+}
+
+/// Runs a query on a connection of SQLite's pool. They do not break, and so need no test.
+#[cfg(feature = "sqlite")]
+macro_rules! on_pool {
+    ($pool:expr, $statement:ident, $method:ident, $wrap:expr) => {{
+        let mut connection = match $pool.try_acquire() {
+            Some(connection) => connection,
+            None => Box::pin($pool.acquire()).await.map_err(not_acquired)?,
+        };
+        query!($statement).$method(&mut *connection).await.map($wrap).map_err(failed)
+    }};
+}
+
 /// Runs a query on the kept connection, and lets the connection go if that fails.
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 macro_rules! on_kept {
@@ -86,10 +119,8 @@ macro_rules! on_kept {
             // In a box: whoever has a connection does not carry about the room that it takes to make one.
             None => Box::pin($pool.acquire()).await.map_err(not_acquired)?,
         };
-        let values = SqlxValues($statement.values.unwrap_or(Values(Vec::new())));
-        let query = sqlx::query_with(sqlx::AssertSqlSafe($statement.sql), values);
         // Not put back before it has answered: whoever is dropped in between has broken it.
-        let result = query.$method(&mut *connection).await;
+        let result = query!($statement).$method(&mut *connection).await;
         match result {
             Ok(answer) => {
                 *kept = Some(connection);
@@ -101,13 +132,13 @@ macro_rules! on_kept {
                 } else {
                     connection.close_on_drop();
                 }
-                Err(DbErr::Query(RuntimeErr::SqlxError(error.into())))
+                Err(failed(error))
             }
         }
     }};
 }
 
-#[cfg(any(feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 fn not_acquired(error: sqlx::Error) -> DbErr {
     match error {
         sqlx::Error::PoolTimedOut => DbErr::ConnectionAcquire(ConnAcquireErr::Timeout),
@@ -124,7 +155,14 @@ impl ConnectionTrait for Db {
 
     async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
         match &self.kept {
-            Kept::None => self.pool.execute_raw(statement).await,
+            Kept::None => match &self.pool.inner {
+                #[cfg(feature = "sqlite")]
+                DatabaseConnectionType::SqlxSqlitePoolConnection(_) => {
+                    let pool = self.pool.get_sqlite_connection_pool();
+                    on_pool!(pool, statement, execute, ExecResult::from)
+                }
+                _ => self.pool.execute_raw(statement).await,
+            },
             #[cfg(feature = "postgres")]
             Kept::Postgres(kept) => {
                 let pool = self.pool.get_postgres_connection_pool();
@@ -148,7 +186,15 @@ impl ConnectionTrait for Db {
 
     async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
         match &self.kept {
-            Kept::None => self.pool.query_all_raw(statement).await,
+            Kept::None => match &self.pool.inner {
+                #[cfg(feature = "sqlite")]
+                DatabaseConnectionType::SqlxSqlitePoolConnection(_) => {
+                    let pool = self.pool.get_sqlite_connection_pool();
+                    let wrap = |rows: Vec<_>| rows.into_iter().map(QueryResult::from).collect();
+                    on_pool!(pool, statement, fetch_all, wrap)
+                }
+                _ => self.pool.query_all_raw(statement).await,
+            },
             #[cfg(feature = "postgres")]
             Kept::Postgres(kept) => {
                 let pool = self.pool.get_postgres_connection_pool();
