@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use sea_orm::ConnectionTrait;
+use sea_orm::{ConnectionTrait, DbBackend, Statement};
 use task_retry::{
     Builder, CallError, Config, Error, ErrorKind, Filter, HandleResult, Status, Strategy, TaskLog,
     TaskRetry, retryable,
 };
-use task_retry_tests::{TestDb, becomes, contract, only_task};
+use task_retry_tests::{Kind, TestDb, becomes, contract, only_task, until};
 use tokio::sync::Mutex;
 
 /// The default of the process is one for all tests.
@@ -214,6 +214,47 @@ async fn a_table_of_somebody_else_is_left_alone(db: Arc<TestDb>) {
     db.execute("insert into t_sys_mq_resend_log (id, name) values (1, 'mine')").await;
 }
 
+/// In a partitioned table a place (`ctid`) names a row of each partition.
+async fn a_table_in_parts_is_claimed_like_any_other(db: Arc<TestDb>) {
+    if db.kind != Kind::Postgres {
+        return;
+    }
+    builder(&db).start().await.unwrap().shutdown().await.unwrap();
+    let parts = (0..4).map(|part| {
+        format!(
+            "create table part_{part} partition of t_sys_mq_resend_log \
+             for values with (modulus 4, remainder {part});"
+        )
+    });
+    let rows = |from: u32, project: &str| {
+        format!(
+            "insert into t_sys_mq_resend_log (id, project_name, source, context, next_send_time) \
+             select g, '{project}', 100, '{{\"number\":1}}', now() \
+             from generate_series({from}, {from} + 399) g;"
+        )
+    };
+    let sql = format!(
+        "alter table t_sys_mq_resend_log rename to in_one_part; \
+         create table t_sys_mq_resend_log (like in_one_part including defaults, primary key (id)) \
+         partition by hash (id); {} {} {}",
+        parts.collect::<String>(),
+        rows(1, "test"),
+        rows(1001, "somebody else")
+    );
+    db.execute(&sql).await;
+    let retry = builder(&db).migrate(false).task_limit(5).start().await.unwrap();
+    until("all tasks succeed", async || {
+        retry.tasks().count(Filter::all().status(Status::Succeeded)).await.unwrap() == 400
+    })
+    .await;
+    retry.shutdown().await.unwrap();
+    let touched = "select count(*) from t_sys_mq_resend_log \
+                   where fence <> case project_name when 'test' then 1 else 0 end";
+    let statement = Statement::from_string(DbBackend::Postgres, touched);
+    let row = db.connect().await.query_one_raw(statement).await.unwrap().unwrap();
+    assert_eq!(row.try_get_by_index::<i64>(0).unwrap(), 0, "each of them once, and no others");
+}
+
 async fn many_processes_may_start_at_once(db: Arc<TestDb>) {
     let mut pool = Config::default().thread_pool_param;
     pool.core_pool_size = 1;
@@ -284,6 +325,7 @@ contract!(
     a_database_that_does_not_answer_is_an_error_of_the_store,
     without_migrations_the_table_has_to_be_there,
     a_table_of_somebody_else_is_left_alone,
+    a_table_in_parts_is_claimed_like_any_other,
     many_processes_may_start_at_once,
     a_connection_of_the_programs_own_is_used,
     switched_off_functions_run_bare,

@@ -25,6 +25,8 @@ pub(crate) struct Layout {
     pub(crate) context: usize,
     /// Bytes, in the table of results.
     pub(crate) result: usize,
+    /// On PostgreSQL: a row can be named by its place.
+    pub(crate) one_heap: bool,
 }
 
 /// A column as the catalogue has it.
@@ -47,6 +49,7 @@ impl Layout {
             project_name: 100,
             context: MAX_CONTEXT,
             result: MAX_CONTEXT,
+            one_heap: false,
         }
     }
 
@@ -89,6 +92,8 @@ impl Layout {
             project_name: width("project_name", widest.project_name),
             context: width("context", MAX_CONTEXT).min(packet),
             result: MAX_CONTEXT.min(packet),
+            one_heap: db.get_database_backend() == DbBackend::Postgres
+                && super::postgres::is_one_heap(db).await?,
         })
     }
 }

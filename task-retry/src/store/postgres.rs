@@ -1,7 +1,8 @@
 //! What PostgreSQL is asked in its own way: arrays of values.
 
-use sea_orm::{DbBackend, Value};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, Value};
 
+use super::row::get;
 use super::sql::{OPEN, Sql};
 use super::{Alike, Claim, Conflict, NewRow, Settlement, Store};
 use crate::Status;
@@ -13,6 +14,15 @@ fn sql(text: &str) -> Sql {
 
 pub(super) fn now() -> Sql {
     sql("select cast(floor(extract(epoch from clock_timestamp()) * 1000) as bigint)")
+}
+
+/// Whether `ctid` names a row of the table: there is one heap, and not one for each part of the table.
+pub(super) async fn is_one_heap(db: &impl ConnectionTrait) -> Result<bool, DbErr> {
+    let sql =
+        sql("select relkind = 'r' and not relhassubclass and amname = 'heap' from pg_class c \
+         join pg_am m on m.oid = c.relam where c.oid = to_regclass('t_sys_mq_resend_log')");
+    let row = db.query_one_raw(sql.build()).await?;
+    Ok(row.as_ref().map(|row| get(row, 0)).transpose()?.unwrap_or(false))
 }
 
 /// One statement, whatever the number of rows; rows that meet a unique index are left out. The
@@ -121,15 +131,23 @@ pub(super) fn succeed(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
     );
     sql.bind(to_datetime(now));
     if let [row] = rows {
-        sql.push(" where t.id = ").bind(row.id).push(" and case when t.fence = ").bind(row.fence);
-        sql.push(" and t.locked_by = ").bind(store.worker.as_str()).push(" and t.").push(OPEN);
-        sql.push(" then true else false end");
+        sql.push(" where t.id = ").bind(row.id).push(" and ");
+        guard(store, &mut sql, |sql| sql.bind(row.fence));
+        return sql;
+    }
+    let fence = rows[0].fence;
+    if rows.iter().all(|row| row.fence == fence) {
+        // A first attempt has the fence 1, and a list of ids costs less than a join.
+        sql.push(" where t.id = any(");
+        hidden(&mut sql, rows.iter().map(|row| row.id)).push("::bigint[]) and ");
+        guard(store, &mut sql, |sql| sql.bind(fence));
         return sql;
     }
     sql.push(" from unnest(");
     hidden(&mut sql, rows.iter().map(|row| row.id)).push(", ");
-    hidden(&mut sql, rows.iter().map(|row| row.fence)).push(") as v(id, fence) where ");
-    guard(store, &mut sql);
+    hidden(&mut sql, rows.iter().map(|row| row.fence))
+        .push(") as v(id, fence) where t.id = v.id and ");
+    guard(store, &mut sql, |sql| sql.push("v.fence"));
     sql
 }
 
@@ -146,8 +164,10 @@ pub(super) fn settle(store: &Store, rows: &[Settlement], now: Millis) -> Sql {
     sql.bind(ints(rows.iter().map(|row| Some(row.send_count as i32)))).push("::text::int[], ");
     sql.bind(times(rows.iter().map(|row| row.next))).push("::text::timestamptz[], ");
     sql.bind(texts(rows.iter().map(|row| row.error.as_deref())));
-    sql.push("::text::text[]) as v(id, fence, status, send_count, next, error) where ");
-    guard(store, &mut sql);
+    sql.push(
+        "::text::text[]) as v(id, fence, status, send_count, next, error) where t.id = v.id and ",
+    );
+    guard(store, &mut sql, |sql| sql.push("v.fence"));
     sql
 }
 
@@ -202,8 +222,8 @@ pub(super) fn settle_and_keep(store: &Store, rows: &[Settlement], now: Millis) -
 /// The guard, in a form that the planner cannot take for selective: whatever the table's statistics
 /// say, the rows are then found by their ids. As plain conditions, `locked_by = …` after an ANALYZE
 /// that saw no locked row made it scan all open rows for each row of the batch.
-fn guard(store: &Store, sql: &mut Sql) {
-    sql.push("t.id = v.id and case when t.fence = v.fence and t.locked_by = ");
+fn guard(store: &Store, sql: &mut Sql, fence: impl FnOnce(&mut Sql) -> &mut Sql) {
+    fence(sql.push("case when t.fence = ")).push(" and t.locked_by = ");
     sql.bind(store.worker.as_str()).push(" and t.").push(OPEN);
     sql.push(" then true else false end");
 }
@@ -211,8 +231,8 @@ fn guard(store: &Store, sql: &mut Sql) {
 pub(super) fn renew(store: &Store, held: &[(i64, i64)], until: Millis) -> Sql {
     let mut sql = sql("with mine as (select t.id from t_sys_mq_resend_log t join unnest(");
     hidden(&mut sql, held.iter().map(|held| held.0)).push(", ");
-    hidden(&mut sql, held.iter().map(|held| held.1)).push(") as v(id, fence) on ");
-    guard(store, &mut sql);
+    hidden(&mut sql, held.iter().map(|held| held.1)).push(") as v(id, fence) on t.id = v.id and ");
+    guard(store, &mut sql, |sql| sql.push("v.fence"));
     sql.push(" order by t.id for update of t skip locked) ");
     // Never back: an earlier renewal whose connection was lost may arrive after a later one.
     sql.push("update t_sys_mq_resend_log t set next_send_time = case when t.next_send_time > ");
@@ -223,7 +243,9 @@ pub(super) fn renew(store: &Store, held: &[(i64, i64)], until: Millis) -> Sql {
 }
 
 /// Picks due rows and takes them, in one statement. The update asks once more whether a row is due,
-/// so that safety does not rest on `skip locked`; see [`guard`] for its form.
+/// so that safety does not rest on `skip locked`; see [`guard`] for its form. It finds them by their
+/// places, which saves looking for each in the index of ids; a row that has moved meanwhile is left to
+/// the next claim.
 pub(super) fn claim(store: &Store, claim: &Claim) -> Sql {
     let mut sql = sql("update t_sys_mq_resend_log t set fence = t.fence + 1, ");
     sql.push("crash_count = t.crash_count + case when t.locked_by is null then 0 else 1 end, ");
@@ -233,7 +255,9 @@ pub(super) fn claim(store: &Store, claim: &Claim) -> Sql {
     sql.push("locked_by = ").bind(store.worker.as_str());
     sql.push(", next_send_time = ").bind(to_datetime(claim.until));
     sql.push(", update_time = ").bind(to_datetime(claim.now));
-    sql.push(" where t.id = any(array(select id from t_sys_mq_resend_log where ");
+    let by = if store.layout.one_heap { "ctid" } else { "id" };
+    sql.push(" where t.").push(by).push(" = any(array(select ").push(by);
+    sql.push(" from t_sys_mq_resend_log where ");
     store.due(&mut sql, claim);
     if !store.optimistic {
         sql.push(" for update skip locked");
