@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use sea_orm::{ConnectionTrait, Statement};
+use sea_orm::{ConnectionTrait, DatabaseConnection, Statement};
 use sqlx::{Connection, PgConnection};
 use task_retry::{TaskRetry, ThreadPoolParam, enqueue_all, retryable};
 
@@ -119,20 +119,19 @@ async fn awaited(url: &str, count: u64) {
     retry.shutdown().await.unwrap();
 }
 
-/// Waits until no row is open, by a question that the index answers.
-async fn all_ended(url: &str) {
-    let db = connect(url).await;
+/// Whether any row is open: a question that the index answers.
+async fn is_open(db: &DatabaseConnection) -> bool {
     let sql = "select count(*) from (select 1 from t_sys_mq_resend_log where project_name = 'bench' \
                and source in (100, 101) and status in (0, 1, 5) and next_send_time is not null limit 1) t";
     let sql = Statement::from_string(db.get_database_backend(), sql);
-    loop {
-        let row = db.query_one_raw(sql.clone()).await.unwrap().unwrap();
-        if row.try_get_by_index::<i64>(0).unwrap() == 0 {
-            break;
-        }
+    let row = db.query_one_raw(sql).await.unwrap().unwrap();
+    row.try_get_by_index::<i64>(0).unwrap() > 0
+}
+
+async fn all_ended(db: &DatabaseConnection) {
+    while is_open(db).await {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    db.close().await.unwrap();
 }
 
 async fn store(retry: &TaskRetry, count: u64) {
@@ -146,8 +145,9 @@ async fn store(retry: &TaskRetry, count: u64) {
 /// The rows are due, their source is paused; the time runs from its resumption to the last commit.
 async fn drain(url: &str, count: u64) {
     let retry = start(url, true).await;
+    let db = connect(url).await;
     store(&retry, 2000).await;
-    all_ended(url).await;
+    all_ended(&db).await;
     let sources = retry.sources();
     sources.pause(100).await.unwrap();
     RUNS.store(0, Relaxed);
@@ -157,9 +157,10 @@ async fn drain(url: &str, count: u64) {
     let start = Instant::now();
     sources.resume(100).await.unwrap();
     until(&RUNS, count).await;
-    all_ended(url).await;
-    metric("rate", count as f64 / start.elapsed().as_secs_f64());
+    // Shutting down waits for what is still to be written, and asks the database nothing.
     retry.shutdown().await.unwrap();
+    metric("rate", count as f64 / start.elapsed().as_secs_f64());
+    assert!(!is_open(&db).await);
 }
 
 /// Enqueues for a time, by this many callers; returns how many.
@@ -176,14 +177,15 @@ async fn enqueue(retry: &TaskRetry, count: u64, time: Duration) -> u64 {
 
 async fn sustained(url: &str, callers: u64) {
     let retry = start(url, true).await;
+    let db = connect(url).await;
     enqueue(&retry, callers, Duration::from_secs(1)).await;
-    all_ended(url).await;
+    all_ended(&db).await;
     settle(url).await;
     RUNS.store(0, Relaxed);
     let start = Instant::now();
     let count = enqueue(&retry, callers, sustained_time()).await;
     until(&RUNS, count).await;
-    all_ended(url).await;
+    all_ended(&db).await;
     metric("rate", count as f64 / start.elapsed().as_secs_f64());
     retry.shutdown().await.unwrap();
 }
@@ -191,16 +193,17 @@ async fn sustained(url: &str, callers: u64) {
 /// This process works; another one enqueues.
 async fn two(url: &str, callers: u64) {
     let retry = start(url, true).await;
+    let db = connect(url).await;
     let (second, warm) = Second::start("ours", &format!("producer:{callers}")).number().await;
     until(&RUNS, warm as u64).await;
-    all_ended(url).await;
+    all_ended(&db).await;
     settle(url).await;
     let (second, _) = second.go().number().await;
     let start = Instant::now();
     let (second, count) = second.number().await;
     let stored = start.elapsed();
     until(&RUNS, (warm + count) as u64).await;
-    all_ended(url).await;
+    all_ended(&db).await;
     metric("rate", count / start.elapsed().as_secs_f64());
     metric("stored", count / stored.as_secs_f64());
     second.end();
@@ -248,8 +251,9 @@ fn tell_times() {
 
 async fn latency(url: &str) {
     let retry = start(url, true).await;
+    let db = connect(url).await;
     store(&retry, 2000).await;
-    all_ended(url).await;
+    all_ended(&db).await;
     settle(url).await;
     RUNS.store(0, Relaxed);
     send_singly(&retry).await;
@@ -260,8 +264,9 @@ async fn latency(url: &str) {
 
 async fn latency_other(url: &str) {
     let retry = start(url, true).await;
+    let db = connect(url).await;
     store(&retry, 2000).await;
-    all_ended(url).await;
+    all_ended(&db).await;
     settle(url).await;
     RUNS.store(0, Relaxed);
     let second = Second::start("ours", "latency-sender");
@@ -282,10 +287,11 @@ async fn latency_sender(url: &str) {
 /// works.
 async fn snapshot(url: &str, callers: u64) {
     let retry = start(url, true).await;
+    let db = connect(url).await;
     let (second, warm) =
         Second::start("ours", &format!("snapshot-producer:{callers}")).number().await;
     until(&RUNS, warm as u64).await;
-    all_ended(url).await;
+    all_ended(&db).await;
     settle(url).await;
     let mut old = PgConnection::connect(url).await.unwrap();
     for sql in ["begin isolation level repeatable read", "select count(*) from t_sys_mq_resend_log"]
