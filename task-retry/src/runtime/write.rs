@@ -136,12 +136,8 @@ struct Queues {
     late: VecDeque<Late>,
     /// No insert is taken in any more.
     closed: bool,
-    /// Of the successes, how many somebody waits for.
-    awaited: usize,
-    /// Batches that are being written,
+    /// Batches that lanes are writing.
     busy: usize,
-    /// and how many of them by lanes.
-    writing: usize,
     /// How many rows batches have of late.
     usual: usize,
 }
@@ -226,10 +222,7 @@ impl Writer {
                 return answer;
             }
             match end.settlement.to {
-                Status::Succeeded => {
-                    queues.awaited += usize::from(end.reply.is_some());
-                    queues.successes.push_back(end);
-                }
+                Status::Succeeded => queues.successes.push_back(end),
                 _ => queues.others.push_back(end),
             }
             drop(queues);
@@ -260,18 +253,11 @@ impl Writer {
     /// The next batch for a lane: of the longest queue, so that none waits for ever.
     fn next(&self, store: &Store) -> Option<Batch> {
         let mut queues = self.lock();
-        // Successes that nobody waits for are worth a second lane when there are enough for a batch: large
-        // ones cost the database less, and leave more of it to the claims.
-        let successes = match queues.successes.len() {
-            few if few < ROWS && queues.awaited == 0 && queues.writing > 0 => 0,
-            count => count,
-        };
-        let longest = queues.inserts.len().max(successes).max(queues.others.len());
+        let longest = queues.inserts.len().max(queues.successes.len()).max(queues.others.len());
         if longest == 0 {
             return None;
         }
         queues.busy += 1;
-        queues.writing += 1;
         queues.usual = longest.max(queues.usual / 2);
         if queues.inserts.len() == longest {
             return Some(Batch::Inserts(take_inserts(&mut queues.inserts, store)));
@@ -283,10 +269,7 @@ impl Writer {
         let Queues { successes, others, .. } = &mut *queues;
         let ends = if successes.len() == longest { successes } else { others };
         let count = fitting(ends, |end| end.settlement.bytes(), first);
-        let ends: Vec<End> = ends.drain(..count).collect();
-        let awaited = |end: &&End| end.settlement.to == Status::Succeeded && end.reply.is_some();
-        queues.awaited -= ends.iter().filter(awaited).count();
-        Some(Batch::Ends(ends))
+        Some(Batch::Ends(ends.drain(..count).collect()))
     }
 
     /// Leaves ends to the lane of the late ones. If there was no answer, one of them may be locked and
@@ -347,7 +330,6 @@ impl Writer {
             refused(then.stored, Refusal::Rejected(closed()));
         }
         queues.successes.clear();
-        queues.awaited = 0;
         queues.others.clear();
         queues.late.clear();
     }
@@ -407,7 +389,7 @@ pub(crate) async fn lane(inner: Arc<Inner>) {
         writer.gather(enough).await;
         match writer.next(&store) {
             Some(batch) => {
-                let _written = Written(writer);
+                let _done = Done(writer);
                 match batch {
                     Batch::Inserts(inserts) => insert(&inner, &store, inserts).await,
                     Batch::Ends(ends) => {
@@ -426,16 +408,6 @@ struct Done<'a>(&'a Writer);
 
 impl Drop for Done<'_> {
     fn drop(&mut self) {
-        self.0.done();
-    }
-}
-
-/// The same of a lane.
-struct Written<'a>(&'a Writer);
-
-impl Drop for Written<'_> {
-    fn drop(&mut self) {
-        self.0.lock().writing -= 1;
         self.0.done();
     }
 }
