@@ -39,7 +39,7 @@ async fn start(url: &str, job: bool) -> TaskRetry {
         .project("bench")
         .database(url)
         .thread_pool_param(pool)
-        .task_limit(1000)
+        .task_limit(2000)
         .job(job)
         .detached()
         .start()

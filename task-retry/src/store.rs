@@ -764,8 +764,11 @@ impl Store {
         );
         sql.bind(row.id).push(", ").bind(self.project.as_str()).push(", ").bind(row.source);
         sql.push(", ").bind(row.task_name.clone()).push(", ").bind(row.context.clone());
-        sql.push(", ").bind(now.clone()).push(", ").bind(now).push(", ").bind(next);
-        sql.push(", ").bind(row.fence()).push(", ").bind(row.locked_by(self));
+        sql.push(", ").bind(now).push(", ").again().push(", ").bind(next);
+        match row.locked_by(self) {
+            Some(worker) => sql.push(", 1, ").bind(worker),
+            None => sql.push(", 0, null"),
+        };
         if row.is_simple() {
             sql.push(", '', '', null, null, null, null)");
             return;

@@ -8,10 +8,9 @@
 
 use sea_orm::prelude::async_trait::async_trait;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-use sea_orm::{ConnAcquireErr, RuntimeErr, Values, sqlx};
+use sea_orm::{ConnAcquireErr, DatabaseConnectionType, RuntimeErr, Values, sqlx};
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseConnectionType, DbBackend, DbErr, ExecResult,
-    QueryResult, Statement,
+    ConnectionTrait, DatabaseConnection, DbBackend, DbErr, ExecResult, QueryResult, Statement,
 };
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 use sea_query_sqlx::SqlxValues;
@@ -207,6 +206,38 @@ impl ConnectionTrait for Db {
                 let wrap = |rows: Vec<_>| rows.into_iter().map(QueryResult::from).collect();
                 on_kept!(kept, pool, statement, fetch_all, wrap)
             }
+        }
+    }
+}
+
+#[cfg(all(test, feature = "postgres", feature = "mysql", feature = "sqlite"))]
+mod tests {
+    use sea_orm::sqlx::{mysql, postgres, sqlite};
+    use sea_orm::{ConnectionTrait, DatabaseConnection, Statement};
+    use sea_orm::{SqlxMySqlConnector, SqlxPostgresConnector, SqlxSqliteConnector};
+
+    use super::Db;
+
+    /// As long as a statement's future holds the making of a connection, it has more than 200 KB.
+    #[tokio::test]
+    async fn a_statement_carries_about_no_room_for_a_new_connection() {
+        let postgres = postgres::PgPoolOptions::new().connect_lazy("postgres://127.0.0.1:1/none");
+        let mysql = mysql::MySqlPoolOptions::new().connect_lazy("mysql://127.0.0.1:1/none");
+        let sqlite = sqlite::SqlitePoolOptions::new().connect_lazy("sqlite::memory:");
+        let pools: [DatabaseConnection; 3] = [
+            SqlxPostgresConnector::from_sqlx_postgres_pool(postgres.unwrap()),
+            SqlxMySqlConnector::from_sqlx_mysql_pool(mysql.unwrap()),
+            SqlxSqliteConnector::from_sqlx_sqlite_pool(sqlite.unwrap()),
+        ];
+        for pool in pools {
+            let backend = pool.get_database_backend();
+            let db = Db::from(pool).kept();
+            let statement = || Statement::from_string(backend, "select 1");
+            let sizes = [
+                size_of_val(&*db.execute_raw(statement())),
+                size_of_val(&*db.query_all_raw(statement())),
+            ];
+            assert!(sizes.iter().all(|size| *size < 8192), "{backend:?}: {sizes:?}");
         }
     }
 }

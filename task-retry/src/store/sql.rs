@@ -47,6 +47,19 @@ impl Sql {
         self
     }
 
+    /// The last value once more.
+    pub(crate) fn again(&mut self) -> &mut Self {
+        match (self.backend, self.values.last().cloned()) {
+            (DbBackend::Postgres, _) | (_, None) => {
+                let _ = write!(self.text, "${}", self.values.len());
+            }
+            (_, Some(last)) => {
+                self.bind(last);
+            }
+        }
+        self
+    }
+
     /// `(a, b, c)`; an empty list is one that matches nothing.
     pub(crate) fn list<V: Into<Value>>(
         &mut self,
