@@ -59,7 +59,7 @@ async fn tasks_cost_few_allocations() {
     })
     .await;
     let costs = [
-        ("alone", alone, 140, 50_000),
+        ("alone", alone, 120, 25_000),
         ("grouped", grouped, 35, 10_000),
         ("handed over", handed_over, 30, 10_000),
         ("stored together and claimed", claimed, 35, 12_000),
