@@ -214,12 +214,23 @@ async fn a_table_of_somebody_else_is_left_alone(db: Arc<TestDb>) {
     db.execute("insert into t_sys_mq_resend_log (id, name) values (1, 'mine')").await;
 }
 
-/// In a partitioned table a place (`ctid`) names a row of each partition.
 async fn a_table_in_parts_is_claimed_like_any_other(db: Arc<TestDb>) {
+    in_parts(db, false).await;
+}
+
+async fn a_table_may_be_divided_under_a_running_process(db: Arc<TestDb>) {
+    in_parts(db, true).await;
+}
+
+/// In a partitioned table a place (`ctid`) names a row of each partition.
+async fn in_parts(db: Arc<TestDb>, running: bool) {
     if db.kind != Kind::Postgres {
         return;
     }
-    builder(&db).start().await.unwrap().shutdown().await.unwrap();
+    let mut retry = builder(&db).task_limit(5).start().await.unwrap();
+    if !running {
+        retry.shutdown().await.unwrap();
+    }
     let parts = (0..4).map(|part| {
         format!(
             "create table part_{part} partition of t_sys_mq_resend_log \
@@ -242,7 +253,9 @@ async fn a_table_in_parts_is_claimed_like_any_other(db: Arc<TestDb>) {
         rows(1001, "somebody else")
     );
     db.execute(&sql).await;
-    let retry = builder(&db).migrate(false).task_limit(5).start().await.unwrap();
+    if !running {
+        retry = builder(&db).migrate(false).task_limit(5).start().await.unwrap();
+    }
     until("all tasks succeed", async || {
         retry.tasks().count(Filter::all().status(Status::Succeeded)).await.unwrap() == 400
     })
@@ -326,6 +339,7 @@ contract!(
     without_migrations_the_table_has_to_be_there,
     a_table_of_somebody_else_is_left_alone,
     a_table_in_parts_is_claimed_like_any_other,
+    a_table_may_be_divided_under_a_running_process,
     many_processes_may_start_at_once,
     a_connection_of_the_programs_own_is_used,
     switched_off_functions_run_bare,

@@ -245,7 +245,8 @@ pub(super) fn renew(store: &Store, held: &[(i64, i64)], until: Millis) -> Sql {
 /// Picks due rows and takes them, in one statement. The update asks once more whether a row is due,
 /// so that safety does not rest on `skip locked`; see [`guard`] for its form. It finds them by their
 /// places, which saves looking for each in the index of ids; a row that has moved meanwhile is left to
-/// the next claim.
+/// the next claim. Should the table be divided while this process runs, a place may name another
+/// project's row, so the update asks for that, too.
 pub(super) fn claim(store: &Store, claim: &Claim) -> Sql {
     let mut sql = sql("update t_sys_mq_resend_log t set fence = t.fence + 1, ");
     sql.push("crash_count = t.crash_count + case when t.locked_by is null then 0 else 1 end, ");
@@ -263,12 +264,13 @@ pub(super) fn claim(store: &Store, claim: &Claim) -> Sql {
         sql.push(" for update skip locked");
     }
     sql.push(")) and case when ");
+    store.of_sources(&mut sql, claim).push(" and (");
     match claim.ids {
         Some(_) => sql.push("t.locked_by is null or t.next_send_time is null or "),
         None => sql.push("t.").push(OPEN).push(" and "),
     };
     sql.push("t.next_send_time <= ").bind(to_datetime(claim.now));
-    sql.push(" then true else false end returning ").push(&store.claimed("t."));
+    sql.push(") then true else false end returning ").push(&store.claimed("t."));
     sql
 }
 

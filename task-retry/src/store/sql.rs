@@ -49,13 +49,10 @@ impl Sql {
 
     /// The last value once more.
     pub(crate) fn again(&mut self) -> &mut Self {
-        match (self.backend, self.values.last().cloned()) {
-            (DbBackend::Postgres, _) | (_, None) => {
-                let _ = write!(self.text, "${}", self.values.len());
-            }
-            (_, Some(last)) => {
-                self.bind(last);
-            }
+        if self.backend == DbBackend::Postgres {
+            let _ = write!(self.text, "${}", self.values.len());
+        } else if let Some(last) = self.values.last().cloned() {
+            self.bind(last);
         }
         self
     }
