@@ -295,15 +295,14 @@ async fn probe(
 }
 
 /// How many rows of a source fit now: as many as there are free places and at least the task limit,
-/// but none while enough of it waits.
+/// but none while more than one claim of it waits.
 fn rows_wanted(inner: &Inner, line: &Line) -> usize {
     if inner.pauses.is_paused(line.source) {
         return 0;
     }
     let concurrency = inner.concurrency(line.source);
-    let few = line.size / 2;
-    let room = inner.pool.room_for(line.source, concurrency, few);
-    if room.closed || room.waiting > few {
+    let room = inner.pool.room_for(line.source, concurrency, line.size);
+    if room.closed || room.waiting > line.size {
         return 0;
     }
     let most = (BYTES / line.bytes.load(Ordering::Relaxed).max(1)).max(1);

@@ -29,6 +29,11 @@ pub(crate) const BYTES: usize = 4 << 20;
 const ROOM: usize = 16_384;
 /// How often a lane lets others go first while they add to what waits.
 const GATHER: usize = 8;
+/// While one lane writes successes, others that nobody waits for gather: fewer commits, and more of the
+/// database for the claims. But no longer than this, since one of those being written may be locked, ...
+const GATHER_BEHIND: Duration = Duration::from_millis(10);
+/// ... and not more than these.
+const BEHIND: usize = 4 * ROWS;
 /// How long a lost answer is asked for before a call is told that its fate is uncertain.
 const ASK: Duration = Duration::from_secs(10);
 
@@ -138,8 +143,19 @@ struct Queues {
     closed: bool,
     /// Batches that lanes are writing.
     busy: usize,
+    /// How many of them are successes, and have not taken long yet.
+    succeeding: usize,
+    /// How many successes somebody waits for.
+    awaited: usize,
     /// How many rows batches have of late.
     usual: usize,
+}
+
+impl Queues {
+    /// Whether successes are left to gather.
+    fn gather_successes(&self) -> bool {
+        self.succeeding > 0 && self.awaited == 0 && self.successes.len() < BEHIND
+    }
 }
 
 pub(crate) struct Writer {
@@ -155,6 +171,7 @@ pub(crate) struct Writer {
 
 enum Batch {
     Inserts(Inserts),
+    Successes(Vec<End>),
     Ends(Vec<End>),
 }
 
@@ -221,12 +238,21 @@ impl Writer {
             if self.gives_up() {
                 return answer;
             }
-            match end.settlement.to {
-                Status::Succeeded => queues.successes.push_back(end),
-                _ => queues.others.push_back(end),
-            }
+            let left = match end.settlement.to {
+                Status::Succeeded => {
+                    queues.awaited += usize::from(wait);
+                    queues.successes.push_back(end);
+                    queues.gather_successes()
+                }
+                _ => {
+                    queues.others.push_back(end);
+                    false
+                }
+            };
             drop(queues);
-            self.work.notify_last();
+            if !left {
+                self.work.notify_last();
+            }
         }
         answer
     }
@@ -253,12 +279,17 @@ impl Writer {
     /// The next batch for a lane: of the longest queue, so that none waits for ever.
     fn next(&self, store: &Store) -> Option<Batch> {
         let mut queues = self.lock();
-        let longest = queues.inserts.len().max(queues.successes.len()).max(queues.others.len());
+        let successes = if queues.gather_successes() { 0 } else { queues.successes.len() };
+        let longest = queues.inserts.len().max(successes).max(queues.others.len());
         if longest == 0 {
             return None;
         }
         queues.busy += 1;
         queues.usual = longest.max(queues.usual / 2);
+        if successes < longest && queues.succeeding == 0 && !queues.successes.is_empty() {
+            // They may have been left to a lane that writes something else now.
+            self.work.notify_one();
+        }
         if queues.inserts.len() == longest {
             return Some(Batch::Inserts(take_inserts(&mut queues.inserts, store)));
         }
@@ -266,10 +297,20 @@ impl Writer {
         // lost its task may end beside the one that has it now.
         let mut ids = HashSet::new();
         let first = |end: &End| ids.insert(end.settlement.id);
-        let Queues { successes, others, .. } = &mut *queues;
-        let ends = if successes.len() == longest { successes } else { others };
-        let count = fitting(ends, |end| end.settlement.bytes(), first);
-        Some(Batch::Ends(ends.drain(..count).collect()))
+        let Queues { successes: waiting, others, .. } = &mut *queues;
+        if successes < longest {
+            let count = fitting(others, |end| end.settlement.bytes(), first);
+            return Some(Batch::Ends(others.drain(..count).collect()));
+        }
+        let count = fitting(waiting, |end| end.settlement.bytes(), first);
+        let batch: Vec<End> = waiting.drain(..count).collect();
+        queues.awaited -= batch.iter().filter(|end| end.reply.is_some()).count();
+        if batch.len() == 1 {
+            // It is written as soon as any, and needs no clock.
+            return Some(Batch::Ends(batch));
+        }
+        queues.succeeding += 1;
+        Some(Batch::Successes(batch))
     }
 
     /// Leaves ends to the lane of the late ones. If there was no answer, one of them may be locked and
@@ -330,6 +371,7 @@ impl Writer {
             refused(then.stored, Refusal::Rejected(closed()));
         }
         queues.successes.clear();
+        queues.awaited = 0;
         queues.others.clear();
         queues.late.clear();
     }
@@ -392,6 +434,7 @@ pub(crate) async fn lane(inner: Arc<Inner>) {
                 let _done = Done(writer);
                 match batch {
                     Batch::Inserts(inserts) => insert(&inner, &store, inserts).await,
+                    Batch::Successes(ends) => succeed(&inner, &store, ends).await,
                     Batch::Ends(ends) => {
                         end(&inner, &store, ends, ANSWER).await;
                     }
@@ -400,6 +443,28 @@ pub(crate) async fn lane(inner: Arc<Inner>) {
             None if writer.gives_up() => return,
             None => work.await,
         }
+    }
+}
+
+/// Writes successes. Those that gather meanwhile do not wait for long: one of these may be locked.
+async fn succeed(inner: &Arc<Inner>, store: &Store, ends: Vec<End>) {
+    let writer = &inner.writer;
+    let mut succeeding = Some(Succeeding(writer));
+    let write = end(inner, store, ends, ANSWER);
+    tokio::pin!(write);
+    if tokio::time::timeout(GATHER_BEHIND, write.as_mut()).await.is_err() {
+        succeeding.take();
+        writer.work.notify_one();
+        write.await;
+    }
+}
+
+/// Also when a lane's future is dropped or panics.
+struct Succeeding<'a>(&'a Writer);
+
+impl Drop for Succeeding<'_> {
+    fn drop(&mut self) {
+        self.0.lock().succeeding -= 1;
     }
 }
 
