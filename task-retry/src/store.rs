@@ -98,14 +98,13 @@ impl Claimed {
             Self::Tasks(tasks) => return tasks.take(most).collect(),
             Self::Rows(rows) => rows,
         };
-        let mut tasks = store.decode(rows.take(most));
-        for task in &mut tasks {
-            task.project_name.clone_from(&store.project);
-            task.locked_by = Some(store.worker.clone());
-            task.next_send_time = Some(to_datetime(claim.until));
-            task.update_time = to_datetime(claim.now);
-        }
-        tasks
+        let known = row::Known {
+            project: &store.project,
+            worker: &store.worker,
+            until: to_datetime(claim.until),
+            now: to_datetime(claim.now),
+        };
+        store.decode(rows.take(most), Some(&known))
     }
 }
 
@@ -129,12 +128,7 @@ impl Alike {
             function: alike(|a, b| a.source == b.source),
             held: alike(|a, b| a.held == b.held),
             trace: alike(|a, b| a.trace == b.trace),
-            rest: alike(|a, b| {
-                let numbers = |row: &NewRow| (row.max_retry, row.expire);
-                numbers(a) == numbers(b)
-                    && (&a.msg_key, &a.topic, &a.unique_key)
-                        == (&b.msg_key, &b.topic, &b.unique_key)
-            }),
+            rest: alike(|a, b| a.is_simple() && b.is_simple() || a.has_rest_of(b)),
         }
     }
 
@@ -158,6 +152,14 @@ impl NewRow {
         let texts = self.msg_key.is_empty() && self.topic.is_empty();
         let keys = self.unique_key.is_none() && self.trace.is_none();
         texts && keys && self.max_retry.is_none() && self.expire.is_none()
+    }
+
+    fn has_rest_of(&self, other: &Self) -> bool {
+        self.max_retry == other.max_retry
+            && self.expire == other.expire
+            && self.msg_key == other.msg_key
+            && self.topic == other.topic
+            && self.unique_key == other.unique_key
     }
 
     /// About what it takes in a statement.
@@ -365,8 +367,12 @@ impl Store {
     }
 
     /// The tasks of rows. One that cannot be named is left out: it is not this version's.
-    fn decode(&self, rows: impl Iterator<Item = QueryResult>) -> Vec<TaskLog> {
-        let decode = |row| match row::decode(&row, &self.times) {
+    fn decode(
+        &self,
+        rows: impl Iterator<Item = QueryResult>,
+        known: Option<&row::Known<'_>>,
+    ) -> Vec<TaskLog> {
+        let decode = |row| match row::decode(&row, &self.times, known) {
             Ok(task) => Some(task),
             Err(error) => {
                 tracing::warn!(%error, "a row of the table is left out");
@@ -733,13 +739,7 @@ impl Store {
 
     /// The columns of a task that a claim has just taken, without what the claim knows itself.
     fn claimed(&self, prefix: &str) -> String {
-        let known = ["project_name", "locked_by", "next_send_time", "update_time"];
-        let columns = row::COLUMNS.map(|column| match column {
-            "project_name" => "''".to_owned(),
-            _ if known.contains(&column) => "null".to_owned(),
-            _ => self.column(prefix, column),
-        });
-        columns.join(", ")
+        row::CLAIMED.map(|column| self.column(prefix, column)).join(", ")
     }
 
     /// Whether there is anything to claim, locked or not.

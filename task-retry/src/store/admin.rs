@@ -196,7 +196,7 @@ impl Store {
         sql.push(&self.columns("")).push(" from t_sys_mq_resend_log");
         filter.conditions(self, &mut sql, now);
         sql.push(" order by id limit ").bind(filter.limit.unwrap_or(1000).min(100_000) as i64);
-        Ok(self.decode(self.query(sql.build()).await?.into_iter()))
+        Ok(self.decode(self.query(sql.build()).await?.into_iter(), None))
     }
 
     pub(crate) async fn count(&self, filter: &Filter, now: Millis) -> Result<u64, DbErr> {

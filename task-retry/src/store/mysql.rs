@@ -210,7 +210,7 @@ pub(super) async fn claim(
         sql.push(" for update skip locked");
     }
     let rows = transaction.query_all_raw(sql.build()).await?;
-    let mut due = store.decode(rows.into_iter());
+    let mut due = store.decode(rows.into_iter(), None);
     if due.is_empty() {
         transaction.rollback().await?;
         return Ok(due);

@@ -2,6 +2,8 @@
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use sea_orm::{DbBackend, DbErr, QueryResult, TryGetable};
+#[cfg(feature = "postgres")]
+use sea_orm::{RuntimeErr, sqlx, sqlx::Postgres};
 
 use super::sql::Times;
 use crate::{Status, TaskId, TaskLog};
@@ -9,18 +11,14 @@ use crate::{Status, TaskId, TaskLog};
 /// The columns of a [`TaskLog`], in the order in which [`decode`] reads them.
 pub(crate) const COLUMNS: [&str; 20] = [
     "id",
-    "project_name",
     "source",
     "msg_key",
     "status",
     "send_count",
     "topic",
     "context",
-    "next_send_time",
     "create_time",
-    "update_time",
     "fence",
-    "locked_by",
     "crash_count",
     "unique_key",
     "task_name",
@@ -28,73 +26,90 @@ pub(crate) const COLUMNS: [&str; 20] = [
     "expire_time",
     "last_error",
     "trace_context",
+    "project_name",
+    "next_send_time",
+    "update_time",
+    "locked_by",
 ];
 
-/// A row that was selected by these columns.
+/// Those of a row that was just claimed: the claim knows the others itself.
+pub(crate) const CLAIMED: [&str; 16] = *COLUMNS.first_chunk().unwrap();
+
+/// What a claim has written, and is not asked for again.
+pub(crate) struct Known<'a> {
+    pub(crate) project: &'a str,
+    pub(crate) worker: &'a str,
+    pub(crate) until: DateTime<Utc>,
+    pub(crate) now: DateTime<Utc>,
+}
+
+/// A row that was selected by [`COLUMNS`], or by [`CLAIMED`] where the others are known.
 ///
 /// Other programs write to the table too, so a value may be of a kind that cannot be read, such as text
 /// that is not UTF-8 or a zero date. The row is then told apart by [`TaskLog::unreadable`], and the
 /// others of its batch are as good as ever. An error is a row that cannot even be named.
-pub(crate) fn decode(row: &QueryResult, times: &Times) -> Result<TaskLog, DbErr> {
+pub(crate) fn decode(
+    row: &QueryResult,
+    times: &Times,
+    known: Option<&Known<'_>>,
+) -> Result<TaskLog, DbErr> {
     let backend = times.backend;
-    let number = status(row, 4, backend)?;
     let id = TaskId(id(row, 0, backend)?);
+    let number = status(row, 3, backend)?;
     let status = Status::from_number(number).ok_or_else(|| {
         DbErr::Type(format!("task {id} has the status {number}, which this version does not know"))
     })?;
-    let mut unreadable = None;
-    let mut doubt = Doubt { row, times, unreadable: &mut unreadable };
-    Ok(TaskLog {
+    let mut doubt = Doubt { row, unreadable: None };
+    let mut task = TaskLog {
         id,
         status,
-        project_name: doubt.get(1),
-        source: get(row, 2)?,
-        msg_key: doubt.get(3),
-        send_count: doubt.get::<i32>(5).max(0) as u32,
-        topic: doubt.get(6),
-        context: doubt.maybe(7),
-        next_send_time: doubt.time(8),
-        create_time: doubt.time(9).unwrap_or_default(),
-        update_time: Doubt { times: &Times { offset: 0, ..*times }, ..doubt.again() }
-            .time(10)
-            .unwrap_or_default(),
-        fence: get(row, 11)?,
-        locked_by: doubt.maybe(12),
-        crash_count: doubt.get::<i32>(13).max(0) as u32,
-        unique_key: doubt.maybe(14),
-        task_name: doubt.maybe(15),
-        max_retry: doubt.maybe::<i32>(16).map(|retries| retries.max(0) as u32),
-        expire_time: doubt.time(17),
-        last_error: doubt.maybe(18),
-        trace_context: doubt.maybe(19),
-        unreadable,
-    })
+        source: get(row, 1)?,
+        msg_key: doubt.get(2),
+        send_count: doubt.get::<i32>(4).max(0) as u32,
+        topic: doubt.get(5),
+        context: doubt.maybe(6),
+        create_time: doubt.time(7, times).unwrap_or_default(),
+        fence: get(row, 8)?,
+        crash_count: doubt.get::<i32>(9).max(0) as u32,
+        unique_key: doubt.maybe(10),
+        task_name: doubt.maybe(11),
+        max_retry: doubt.maybe::<i32>(12).map(|retries| retries.max(0) as u32),
+        expire_time: doubt.time(13, times),
+        last_error: doubt.maybe(14),
+        trace_context: doubt.maybe(15),
+        project_name: known.map_or_else(|| doubt.get(16), |known| known.project.to_owned()),
+        next_send_time: known.map_or_else(|| doubt.time(17, times), |known| Some(known.until)),
+        update_time: match known {
+            Some(known) => known.now,
+            None => doubt.time(18, &Times { offset: 0, ..*times }).unwrap_or_default(),
+        },
+        locked_by: known.map_or_else(|| doubt.maybe(19), |known| Some(known.worker.to_owned())),
+        unreadable: None,
+    };
+    task.unreadable = doubt.unreadable;
+    Ok(task)
 }
 
 /// Reads values, and remembers the first that cannot be read.
 struct Doubt<'a> {
     row: &'a QueryResult,
-    times: &'a Times,
-    unreadable: &'a mut Option<String>,
+    unreadable: Option<String>,
 }
 
 impl Doubt<'_> {
-    fn again(&mut self) -> Doubt<'_> {
-        Doubt { row: self.row, times: self.times, unreadable: self.unreadable }
-    }
-
-    fn get<T: TryGetable + Default>(&mut self, index: usize) -> T {
-        let value = get(self.row, index);
+    fn get<T: Column + Default>(&mut self, index: usize) -> T {
+        let null = || DbErr::Type("null".into());
+        let value = maybe(self.row, index).and_then(|value| value.ok_or_else(null));
         self.unless_error(index, value)
     }
 
-    fn maybe<T: TryGetable>(&mut self, index: usize) -> Option<T> {
+    fn maybe<T: Column>(&mut self, index: usize) -> Option<T> {
         let value = maybe(self.row, index);
         self.unless_error(index, value)
     }
 
-    fn time(&mut self, index: usize) -> Option<DateTime<Utc>> {
-        let value = time(self.row, index, self.times);
+    fn time(&mut self, index: usize, times: &Times) -> Option<DateTime<Utc>> {
+        let value = time(self.row, index, times);
         self.unless_error(index, value)
     }
 
@@ -112,14 +127,32 @@ pub(crate) fn get<T: TryGetable>(row: &QueryResult, index: usize) -> Result<T, D
     row.try_get_by_index(index)
 }
 
-/// As `get` of an `Option`, which makes an error of each null on its way.
-fn maybe<T: TryGetable>(row: &QueryResult, index: usize) -> Result<Option<T>, DbErr> {
+/// What a column of a task can hold.
+#[cfg(feature = "postgres")]
+trait Column: TryGetable + sqlx::Type<Postgres> + for<'r> sqlx::Decode<'r, Postgres> {}
+#[cfg(feature = "postgres")]
+impl<T: TryGetable + sqlx::Type<Postgres> + for<'r> sqlx::Decode<'r, Postgres>> Column for T {}
+
+#[cfg(not(feature = "postgres"))]
+trait Column: TryGetable {}
+#[cfg(not(feature = "postgres"))]
+impl<T: TryGetable> Column for T {}
+
+/// As `get` of an `Option`, which makes an error of each null on its way. PostgreSQL's driver is asked
+/// without sea-orm in between: large claims spend much of their time here.
+fn maybe<T: Column>(row: &QueryResult, index: usize) -> Result<Option<T>, DbErr> {
+    #[cfg(feature = "postgres")]
+    if let Some(row) = row.try_as_pg_row() {
+        return sqlx::Row::try_get(row, index)
+            .map_err(|error| DbErr::Query(RuntimeErr::SqlxError(error.into())));
+    }
     if is_null(row, index) { Ok(None) } else { get(row, index).map(Some) }
 }
 
-#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "sqlite", feature = "mysql"))]
 fn is_null(row: &QueryResult, index: usize) -> bool {
     use sea_orm::sqlx::{Row, ValueRef};
+
     macro_rules! of {
         ($row:ident) => {
             if let Some(row) = row.$row() {
@@ -129,15 +162,12 @@ fn is_null(row: &QueryResult, index: usize) -> bool {
     }
     #[cfg(feature = "sqlite")]
     of!(try_as_sqlite_row);
-    #[cfg(feature = "postgres")]
-    of!(try_as_pg_row);
     #[cfg(feature = "mysql")]
     of!(try_as_mysql_row);
     false
 }
 
-/// Without a driver there are no rows.
-#[cfg(not(any(feature = "sqlite", feature = "postgres", feature = "mysql")))]
+#[cfg(not(any(feature = "sqlite", feature = "mysql")))]
 fn is_null(_: &QueryResult, _: usize) -> bool {
     false
 }
