@@ -464,7 +464,10 @@ tokio::task_local! {
 
 /// The sources of an attempt and of those that it was called from.
 #[derive(Clone, Default)]
-pub(crate) struct Inside(Arc<Vec<i32>>);
+pub(crate) struct Inside {
+    source: Option<i32>,
+    outer: Option<Arc<Inside>>,
+}
 
 impl Inside {
     /// Of the code that asks.
@@ -472,13 +475,17 @@ impl Inside {
         INSIDE.try_with(Clone::clone).unwrap_or_default()
     }
 
+    fn contains(&self, source: i32) -> bool {
+        let outer = || self.outer.as_ref().is_some_and(|outer| outer.contains(source));
+        self.source == Some(source) || outer()
+    }
+
     fn and(&self, source: i32) -> Self {
-        if self.0.contains(&source) {
+        if self.contains(source) {
             return self.clone();
         }
-        let mut sources = Vec::clone(&self.0);
-        sources.push(source);
-        Self(Arc::new(sources))
+        let outer = self.source.map(|_| Arc::new(self.clone()));
+        Self { source: Some(source), outer }
     }
 }
 
@@ -486,7 +493,7 @@ impl Inside {
 /// inside of an attempt of the same function, which would wait for itself.
 pub(crate) async fn awaited(inner: &Arc<Inner>, ready: Ready, inside: Inside) -> Ended {
     let source = ready.task.source;
-    let limit = ready.handler.meta().concurrency.filter(|_| !inside.0.contains(&source));
+    let limit = ready.handler.meta().concurrency.filter(|_| !inside.contains(source));
     let _entered = match limit {
         Some(limit) => {
             let hold = ready.hold.clone();
