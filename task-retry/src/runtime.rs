@@ -24,6 +24,7 @@ mod lease;
 #[cfg(feature = "postgres")]
 mod listen;
 pub(crate) mod pauses;
+mod pool;
 mod results;
 #[cfg(feature = "testing")]
 mod step;
@@ -87,7 +88,7 @@ pub(crate) struct Inner {
     #[cfg(feature = "testing")]
     pub(crate) plan: crate::testing::Plan,
     pub(crate) writer: write::Writer,
-    pub(crate) pool: execute::Pool,
+    pub(crate) pool: pool::Pool,
     pub(crate) held: held::Held,
     pub(crate) waits: waits::Waits,
     pub(crate) pauses: pauses::Pauses,

@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::execute::{Limits, Pool};
+use super::pool::{Limits, Pool};
 use super::{
     DEFAULT, Inner, Owner, TaskRetry, claim, jobs, lease, pauses, supervised, waits, write,
 };

@@ -13,8 +13,9 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{error, warn};
 
 use super::Inner;
-use super::execute::{Ready, start};
+use super::execute::Ready;
 use super::held::Hold;
+use super::pool::start;
 use crate::clock::Millis;
 use crate::store::{
     ANSWER, Fault, Inserted, NewRow, Settlement, Store, error_text, in_time, is_timeout, steadily,
