@@ -18,6 +18,7 @@ use crate::enqueued::value_of_earlier;
 use crate::registry::{BoxFuture, Ending, ErrorOf, Handler, Report, ValueOf, encode};
 use crate::runtime::execute::{EndKind, Ended, Inside, Ready, awaited, hand_back, paused};
 use crate::runtime::held::Hold;
+use crate::runtime::pool::Start;
 use crate::runtime::write::{Refusal, Room, Stored, write_beside};
 use crate::runtime::{Inner, pauses};
 use crate::store::{Inserted, NewRow};
@@ -385,17 +386,24 @@ fn ready(
 
 pub(crate) async fn enqueue(inner: &Arc<Inner>, insertion: Box<Insertion>) -> Result<Enqueued> {
     let room = inner.writer.room().await;
-    send_off(inner, room, *insertion).await.unwrap_or_else(|_| {
+    let (enqueued, starts) = send_off(inner, room, *insertion).await.unwrap_or_else(|_| {
         Err(Error::new(ErrorKind::Closed, "the runtime ended while the task was being stored"))
-    })
+    })?;
+    if starts {
+        inner.pool.start_waiting(inner);
+    }
+    Ok(enqueued)
 }
+
+/// What an `enqueue` hears, and whether it starts the task itself.
+type Answered = Result<(Enqueued, bool)>;
 
 /// Hands a task over to be stored, already held if there is a place for it here.
 fn send_off(
     inner: &Arc<Inner>,
     room: Option<Room>,
     mut insertion: Insertion,
-) -> oneshot::Receiver<Result<Enqueued>> {
+) -> oneshot::Receiver<Answered> {
     let runs = inner.job && insertion.is_due && !inner.pauses.is_paused(insertion.row.source);
     let promised = runs && inner.pool.promise();
     if promised {
@@ -415,19 +423,19 @@ struct Enqueue {
     args: Option<Box<dyn Any + Send>>,
     promised: bool,
     is_due: bool,
-    reply: oneshot::Sender<Result<Enqueued>>,
+    reply: oneshot::Sender<Answered>,
 }
 
 impl Stored for Enqueue {
-    fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow, now: Millis) -> Option<Ready> {
+    fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow, now: Millis, alone: bool) -> Start {
         let Self { handler, args, promised, is_due, reply, .. } = *self;
         let (id, next) = (TaskId(row.id), row.next);
-        let mut starts = None;
+        let mut start = Start::No;
         if promised {
             inner.pool.break_promise();
             // In the pool before its caller hears of it, who may shut the runtime down.
-            match inner.pool.admit(ready(inner, row, handler, args, now)) {
-                Ok(first) => starts = first,
+            match inner.pool.admit(ready(inner, row, handler, args, now), alone) {
+                Ok(how) => start = how,
                 // Not here: it may have to wait for room, which lanes make.
                 Err(back) => write_beside(inner, |inner| async move {
                     hand_back(&inner, vec![*back]).await;
@@ -438,8 +446,9 @@ impl Stored for Enqueue {
         } else {
             inner.wake.due_at(next);
         }
-        let _ = reply.send(Ok(Enqueued::new(inner, id, true)));
-        starts
+        let left = matches!(start, Start::Left);
+        let _ = reply.send(Ok((Enqueued::new(inner, id, true), left)));
+        start
     }
 
     fn refused(self: Box<Self>, refusal: Refusal) {
@@ -447,7 +456,7 @@ impl Stored for Enqueue {
             self.inner.pool.break_promise();
         }
         let _ = self.reply.send(match refusal {
-            Refusal::Duplicate(id, _) => Ok(Enqueued::new(&self.inner, id, false)),
+            Refusal::Duplicate(id, _) => Ok((Enqueued::new(&self.inner, id, false), false)),
             Refusal::Rejected(error) | Refusal::Uncertain(_, error) => Err(error),
         });
     }
@@ -566,12 +575,12 @@ struct Await {
 }
 
 impl Stored for Await {
-    fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow, now: Millis) -> Option<Ready> {
+    fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow, now: Millis, _: bool) -> Start {
         let Self { handler, args, inside, reply } = *self;
         let id = TaskId(row.id);
         if !row.held {
             let _ = reply.send(Answer::Ended(id, left_alone(&handler, &row)));
-            return None;
+            return Start::No;
         }
         let ready = ready(inner, row, handler, args, now);
         let inner = inner.clone();
@@ -579,7 +588,7 @@ impl Stored for Await {
             let ended = awaited(&inner, ready, inside).await;
             let _ = reply.send(Answer::Ended(id, ended));
         });
-        None
+        Start::No
     }
 
     fn refused(self: Box<Self>, refusal: Refusal) {

@@ -24,7 +24,7 @@ mod lease;
 #[cfg(feature = "postgres")]
 mod listen;
 pub(crate) mod pauses;
-mod pool;
+pub(crate) mod pool;
 mod results;
 #[cfg(feature = "testing")]
 mod step;

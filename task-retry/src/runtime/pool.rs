@@ -59,6 +59,15 @@ struct State {
     closed: bool,
 }
 
+/// What is to be done that a task starts which was taken in.
+pub(crate) enum Start {
+    /// Nothing: it waits for its turn.
+    No,
+    Now(Ready),
+    /// It waits, and is to be asked to start.
+    Left,
+}
+
 /// What a worker does next.
 enum Next {
     Run(Ready),
@@ -170,14 +179,15 @@ impl Pool {
 
     /// Takes a task in; it starts when it is its turn. Gives it back if the pool is closed.
     pub(crate) fn submit(&self, inner: &Arc<Inner>, ready: Ready) -> Result<(), Box<Ready>> {
-        if let Some(ready) = self.admit(ready)? {
+        if let Start::Now(ready) = self.admit(ready, false)? {
             start(inner, ready);
         }
         Ok(())
     }
 
-    /// The same, but that what is to start now is left to the caller, who has to do it.
-    pub(crate) fn admit(&self, ready: Ready) -> Result<Option<Ready>, Box<Ready>> {
+    /// The same, but that the caller has to start what can start now: either what is returned, or, with
+    /// `leave`, by [`start_waiting`](Self::start_waiting).
+    pub(crate) fn admit(&self, ready: Ready, leave: bool) -> Result<Start, Box<Ready>> {
         let source = ready.task.source;
         let mut state = self.lock();
         if state.closed {
@@ -193,8 +203,21 @@ impl Pool {
             state.turn.push_back(source);
         }
         state.queued += 1;
-        let free = state.running < self.limits.places;
-        Ok(if free { self.take(&mut state) } else { None })
+        Ok(match state.running < self.limits.places {
+            false => Start::No,
+            true if leave => Start::Left,
+            true => self.take(&mut state).map_or(Start::No, Start::Now),
+        })
+    }
+
+    /// Starts what waits and has a place.
+    pub(crate) fn start_waiting(&self, inner: &Arc<Inner>) {
+        let next = |mut state: MutexGuard<'_, State>| {
+            (state.running < self.limits.places).then(|| self.take(&mut state)).flatten()
+        };
+        while let Some(ready) = next(self.lock()) {
+            start(inner, ready);
+        }
     }
 
     /// The next task whose source may run one more, source by source in turn.
@@ -286,12 +309,9 @@ impl Pool {
         if let Some(line) = state.lines.get_mut(&source) {
             line.awaited -= 1;
         }
-        let next = (state.running < self.limits.places).then(|| self.take(&mut state)).flatten();
         drop(state);
         self.freed.notify_waiters();
-        if let Some(ready) = next {
-            start(inner, ready);
-        }
+        self.start_waiting(inner);
     }
 
     /// Takes back what waits of some sources, but for what was asked for by its id.

@@ -15,7 +15,7 @@ use tracing::{error, warn};
 use super::Inner;
 use super::execute::Ready;
 use super::held::Hold;
-use super::pool::start;
+use super::pool::{Start, start};
 use crate::clock::Millis;
 use crate::store::{
     ANSWER, Fault, Inserted, NewRow, Settlement, Store, error_text, in_time, is_timeout, steadily,
@@ -35,6 +35,8 @@ const GATHER: usize = 8;
 const GATHER_BEHIND: Duration = Duration::from_millis(10);
 /// ... and not more than these.
 const BEHIND: usize = 4 * ROWS;
+/// How long a task is left to its caller to start.
+const LEFT: Duration = Duration::from_millis(1);
 /// How long a lost answer is asked for before a call is told that its fate is uncertain.
 const ASK: Duration = Duration::from_secs(10);
 
@@ -43,8 +45,9 @@ pub(crate) type Room = OwnedSemaphorePermit;
 
 /// What happens when a row is stored or not.
 pub(crate) trait Stored: Send {
-    /// It is stored, with this time: `row` has its final id. What is returned is to start.
-    fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow, now: Millis) -> Option<Ready>;
+    /// It is stored, with this time: `row` has its final id. If it is `alone`, its task may be left to its
+    /// caller to start.
+    fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow, now: Millis, alone: bool) -> Start;
     /// It is not, or nobody knows.
     fn refused(self: Box<Self>, refusal: Refusal);
 }
@@ -425,6 +428,7 @@ pub(crate) async fn lane(inner: Arc<Inner>) {
     let store = inner.store.kept();
     // PostgreSQL's lanes are at work side by side; elsewhere fewer commits are worth more.
     let enough = if store.times.backend == DbBackend::Postgres { 32 } else { ROWS };
+    let mut left = Left(false);
     loop {
         let work = writer.work.notified();
         tokio::pin!(work);
@@ -434,15 +438,41 @@ pub(crate) async fn lane(inner: Arc<Inner>) {
             Some(batch) => {
                 let _done = Done(writer);
                 match batch {
-                    Batch::Inserts(inserts) => insert(&inner, &store, inserts).await,
-                    Batch::Successes(ends) => succeed(&inner, &store, ends).await,
+                    Batch::Inserts(inserts) => insert(&inner, &store, inserts, &mut left).await,
+                    Batch::Successes(ends) => {
+                        left.start(&inner);
+                        succeed(&inner, &store, ends).await;
+                    }
                     Batch::Ends(ends) => {
+                        left.start(&inner);
                         end(&inner, &store, ends, ANSWER).await;
                     }
                 }
             }
-            None if writer.gives_up() => return,
-            None => work.await,
+            None if writer.gives_up() => return left.start(&inner),
+            None => left.rest(&inner, work).await,
+        }
+    }
+}
+
+/// Whether a task was left to its caller to start. The caller was just woken, and goes on at once where no
+/// other thread is woken as well; but it may as well never ask for its answer.
+struct Left(bool);
+
+impl Left {
+    fn start(&mut self, inner: &Arc<Inner>) {
+        if std::mem::take(&mut self.0) {
+            inner.pool.start_waiting(inner);
+        }
+    }
+
+    /// Waits for work.
+    async fn rest(&mut self, inner: &Arc<Inner>, work: impl Future<Output = ()>) {
+        if self.0 {
+            let _ = tokio::time::timeout(LEFT, work).await;
+            self.start(inner);
+        } else {
+            work.await;
         }
     }
 }
@@ -497,19 +527,22 @@ pub(crate) fn write_beside<F: Future<Output = ()> + Send + 'static>(
 pub(crate) async fn keyed(inner: Arc<Inner>) {
     let writer = &inner.writer;
     let store = inner.store.kept();
+    let mut left = Left(false);
     loop {
         match writer.next_keyed(&store) {
             Some(batch) => {
                 let _done = Done(writer);
-                let contended = insert_keyed(&inner, &store, batch, false).await;
+                let contended = insert_keyed(&inner, &store, batch, false, &mut left).await;
                 if contended.len() > 0 {
                     write_beside(&inner, |inner| async move {
-                        insert_keyed(&inner, &inner.store, contended, true).await;
+                        let mut left = Left(false);
+                        insert_keyed(&inner, &inner.store, contended, true, &mut left).await;
+                        left.start(&inner);
                     });
                 }
             }
-            None if writer.gives_up() => return,
-            None => writer.keyed.notified().await,
+            None if writer.gives_up() => return left.start(&inner),
+            None => left.rest(&inner, writer.keyed.notified()).await,
         }
     }
 }
@@ -521,18 +554,20 @@ async fn insert_keyed(
     store: &Store,
     inserts: Inserts,
     patient: bool,
+    left: &mut Left,
 ) -> Inserts {
     let until = Instant::now() + ASK;
     let mut batches = VecDeque::from([inserts]);
     let mut contended = Inserts::default();
     let mut backoff = Backoff::default();
     while let Some(mut batch) = batches.pop_front() {
+        left.start(inner);
         let now = inner.clock.now();
         failpoint!("insert.before");
         match in_time(ANSWER, store.insert_keyed(&batch.rows, now)).await {
             Ok(answers) => {
                 failpoint!("insert.after");
-                let again = answer(inner, batch, answers, now).await;
+                let again = answer(inner, batch, answers, now, left);
                 if again.len() > 0 {
                     batches.push_back(again);
                 }
@@ -552,7 +587,7 @@ async fn insert_keyed(
                 // Asks again, or refuses, as for all others. What was sent may have been carried out.
                 fault => {
                     batch.then.iter_mut().for_each(|then| then.lost |= fault == Fault::Lost);
-                    insert(inner, store, batch).await;
+                    insert(inner, store, batch, left).await;
                 }
             },
         }
@@ -560,11 +595,12 @@ async fn insert_keyed(
     contended
 }
 
-async fn insert(inner: &Arc<Inner>, store: &Store, inserts: Inserts) {
+async fn insert(inner: &Arc<Inner>, store: &Store, inserts: Inserts, left: &mut Left) {
     let asked_until = Instant::now() + ASK;
     let mut batches = vec![inserts];
     let mut backoff = Backoff::default();
     while let Some(mut batch) = batches.pop() {
+        left.start(inner);
         batch.lease_alike();
         let rows = &batch.rows;
         let now = inner.clock.now();
@@ -581,7 +617,7 @@ async fn insert(inner: &Arc<Inner>, store: &Store, inserts: Inserts) {
         let error = match result {
             Ok(answers) => {
                 failpoint!("insert.after");
-                let again = answer(inner, batch, answers, now).await;
+                let again = answer(inner, batch, answers, now, left);
                 if again.len() > 0 {
                     batches.push(again);
                 }
@@ -628,35 +664,36 @@ impl Drop for Starts<'_> {
 }
 
 /// Tells what became of each row, and starts what is to run; returns the rows that need another id.
-async fn answer(
+fn answer(
     inner: &Arc<Inner>,
     batch: Inserts,
     answers: Vec<Inserted>,
     now: Millis,
+    left: &mut Left,
 ) -> Inserts {
     let mut again = Inserts::default();
     let mut starts = Starts { inner, ready: Vec::new() };
+    let alone = batch.len() == 1;
     for ((mut row, then), answer) in batch.into_iter().zip(answers) {
+        let stored = match answer {
+            Inserted::Stored => true,
+            Inserted::Duplicate(id, _) => id.0 == row.id,
+            Inserted::IdTaken => then.lost,
+        };
         match answer {
-            Inserted::Stored => starts.ready.extend(then.stored.stored(inner, row, now)),
-            Inserted::Duplicate(id, _) if id.0 == row.id => {
-                starts.ready.extend(then.stored.stored(inner, row, now));
-            }
-            Inserted::IdTaken if then.lost => {
-                starts.ready.extend(then.stored.stored(inner, row, now))
-            }
+            _ if stored => match then.stored.stored(inner, row, now, alone) {
+                Start::No => {}
+                Start::Now(ready) => starts.ready.push(ready),
+                Start::Left => left.0 = true,
+            },
             Inserted::Duplicate(id, status) => {
                 refused(then.stored, Refusal::Duplicate(id, status));
             }
-            Inserted::IdTaken => {
+            _ => {
                 row.id = inner.clock.new_id(now);
                 again.push(row, then);
             }
         }
-    }
-    if starts.ready.len() == 1 {
-        // Who has waited for it goes on first; otherwise the two get in each other's way.
-        tokio::task::yield_now().await;
     }
     again
 }
