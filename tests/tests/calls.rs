@@ -204,6 +204,24 @@ async fn a_caller_that_goes_away_does_not_stop_the_attempt(db: Arc<TestDb>) {
     retry.shutdown().await.unwrap();
 }
 
+async fn a_task_runs_whose_caller_never_looks_at_its_answer(db: Arc<TestDb>) {
+    let retry = start(&db, 0).await;
+    // By the lanes of rows with keys and of others.
+    let mut calls =
+        [half(2).on(&retry), half(4).on(&retry).key("four")].map(|call| Box::pin(call.enqueue()));
+    for (call, runs) in calls.iter_mut().zip(1..) {
+        poll_once(call).await;
+        until("it runs", async || {
+            retry.tasks().count(Filter::all().status(Status::Succeeded)).await.unwrap() == runs
+        })
+        .await;
+    }
+    for call in calls {
+        assert!(call.await.unwrap().is_new());
+    }
+    retry.shutdown().await.unwrap();
+}
+
 async fn a_call_that_was_polled_cannot_be_enqueued_as_well(db: Arc<TestDb>) {
     let retry = start(&db, 0).await;
     let mut call = half(2).on(&retry);
@@ -347,6 +365,7 @@ contract!(
     question_marks_go_into_boxed_errors,
     a_call_that_is_not_polled_leaves_nothing,
     a_caller_that_goes_away_does_not_stop_the_attempt,
+    a_task_runs_whose_caller_never_looks_at_its_answer,
     a_call_that_was_polled_cannot_be_enqueued_as_well,
     calls_join_race_and_move_into_tasks,
     nested_calls_need_no_places,
