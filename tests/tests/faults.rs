@@ -396,16 +396,23 @@ async fn a_lost_answer_neither_loses_nor_doubles_a_task(db: Arc<TestDb>) {
     let proxy = Proxy::start(&db.url).await;
     let retry = start(&scene, &proxy.url(&db.url)).await;
     let mut heard = Vec::new();
-    for answer in 1..=12 {
-        let number = 10 * u64::from(answer);
-        proxy.drop_answer(answer);
-        // Some that run at once, and some that run behind, until it has happened.
+    for fault in 0..24 {
+        let (number, keyed) = (10 * u64::from(fault), fault >= 12);
+        proxy.drop_answer(1 + fault % 12);
+        // Some that run at once, some that run behind, and some with keys, until it has happened.
         let calls = async {
-            for number in number..number + 5 {
-                heard.push((number, call(&retry, number, vec![How::Ok]).await));
-            }
-            for number in number + 5..number + 10 {
-                let enqueued = work(number, vec![How::Ok]).on(&retry).enqueue().await;
+            for number in number..number + 10 {
+                let work = work(number, vec![How::Ok]).on(&retry);
+                let enqueued = match keyed {
+                    true => work.key(number.to_string()).enqueue().await,
+                    false if number % 10 < 5 => {
+                        heard.push((number, call(&retry, number, vec![How::Ok]).await));
+                        continue;
+                    }
+                    false => work.enqueue().await,
+                };
+                // One's own row is no duplicate.
+                assert!(enqueued.as_ref().is_ok_and(|it| it.is_new()) || enqueued.is_err());
                 heard.push((number, Heard::of_enqueue(number, enqueued)));
             }
         };
@@ -413,7 +420,7 @@ async fn a_lost_answer_neither_loses_nor_doubles_a_task(db: Arc<TestDb>) {
     }
     let stored = heard.iter().filter(|(_, heard)| *heard == Heard::Stored).count();
     // A connection that is lost while it is made is no connection.
-    assert!(stored > heard.len() - 12, "{heard:?}");
+    assert!(stored > heard.len() - 24, "{heard:?}");
     check(&scene, &heard).await;
     retry.shutdown().await.unwrap();
     scene.end().await;
