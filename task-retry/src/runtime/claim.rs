@@ -306,7 +306,7 @@ fn rows_wanted(inner: &Inner, line: &Line) -> usize {
         return 0;
     }
     let most = (BYTES / line.bytes.load(Ordering::Relaxed).max(1)).max(1);
-    line.size.max(room.free).saturating_sub(room.waiting).min(room.queue).min(most)
+    line.size.max(room.free).min(room.queue).min(most)
 }
 
 /// Claims once; `true` if there was anything.
@@ -395,11 +395,12 @@ impl Drop for Coming {
     }
 }
 
-/// Batches grow while workers run dry within a second of a full claim, and shrink afterwards.
+/// Batches grow while workers run dry within a second of a full claim, and shrink afterwards. At most
+/// they fill half of the queue, so that the next one comes while the last is worked on.
 fn adapt(inner: &Inner, line: &mut Line, dry: bool, full: bool) {
     let quick = line.claimed.elapsed() < Duration::from_secs(1);
     line.claimed = Instant::now();
-    let (least, most) = (inner.task_limit.max(1) as usize, inner.queue_capacity.max(1));
+    let (least, most) = (inner.task_limit.max(1) as usize, inner.queue_capacity / 2);
     if full && dry && quick {
         line.size = (line.size * 2).min(most.max(least));
     } else if !full {
