@@ -136,9 +136,8 @@ async fn all_ended(db: &DatabaseConnection) {
 
 async fn store(retry: &TaskRetry, count: u64) {
     for start in (0..count).step_by(10_000) {
-        let calls: Vec<_> =
-            (start..count.min(start + 10_000)).map(|i| noop(i, TEXT).on(retry)).collect();
-        enqueue_all(calls).await.unwrap();
+        let numbers = start..count.min(start + 10_000);
+        enqueue_all(numbers.map(|i| noop(i, TEXT).on(retry))).await.unwrap();
     }
 }
 
@@ -224,8 +223,7 @@ async fn bulk(url: &str, count: u64) {
     store(&retry, 2000).await;
     settle(url).await;
     let start = Instant::now();
-    let calls: Vec<_> = (0..count).map(|i| noop(i, TEXT).on(&retry)).collect();
-    enqueue_all(calls).await.unwrap();
+    enqueue_all((0..count).map(|i| noop(i, TEXT).on(&retry))).await.unwrap();
     metric("rate", count as f64 / start.elapsed().as_secs_f64());
     retry.shutdown().await.unwrap();
 }

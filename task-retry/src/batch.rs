@@ -55,8 +55,8 @@ impl<R: Retryable> Enqueue for Scheduled<R> {
 ///
 /// Dropping the future stores nothing, unless the commit was sent already.
 ///
-/// What `calls` gives is taken at once; the calls are made into rows a thousand at a time, while the
-/// database stores those before.
+/// `calls` is asked for a thousand at a time, while the database stores those before: they need not be
+/// collected. If the transaction has to be repeated, they are not asked for again.
 ///
 /// ```standalone_crate
 /// # use task_retry::{TaskRetry, enqueue_all, retryable};
@@ -82,7 +82,7 @@ impl<R: Retryable> Enqueue for Scheduled<R> {
 pub async fn enqueue_all<C: Enqueue>(
     calls: impl IntoIterator<Item = C>,
 ) -> Result<Vec<Enqueued<C::Function>>> {
-    let Some((retry, mut rows)) = Rows::of(calls)? else { return Ok(Vec::new()) };
+    let Some((retry, mut rows)) = rows_of(calls)? else { return Ok(Vec::new()) };
     let inner = retry.open()?;
     let stored = store_all(inner, &mut rows).await?;
     inner.tell_of_stored(rows.first_due());
@@ -97,12 +97,14 @@ pub async fn enqueue_all_in<C: Enqueue, T: ConnectionTrait>(
     transaction: &T,
     calls: impl IntoIterator<Item = C>,
 ) -> Result<Vec<Enqueued<C::Function>>> {
-    let Some((retry, mut rows)) = Rows::of(calls)? else { return Ok(Vec::new()) };
+    let Some((retry, mut rows)) = rows_of(calls)? else { return Ok(Vec::new()) };
     let inner = retry.open()?;
     inner.store.same_backend(transaction)?;
     // A call that cannot be stored leaves nothing in the caller's transaction.
     rows.ahead.make(usize::MAX)?;
-    let Some(stored) = insert_all(inner, transaction, &mut rows, false, false).await? else {
+    let Some(stored) =
+        insert_all(inner, transaction, &mut rows, false, false, Duration::MAX).await?
+    else {
         return Err(Error::new(ErrorKind::Conflict, "an id was taken: try again"));
     };
     inner.wake.due_at(rows.first_due());
@@ -111,55 +113,54 @@ pub async fn enqueue_all_in<C: Enqueue, T: ConnectionTrait>(
 
 /// Calls on their way to being stored. Each is made into a row while the database still carries out the
 /// statement before its own.
-struct Rows {
+struct Rows<I> {
     /// Those that this transaction has stored,
     done: Vec<NewRow>,
     /// that it is storing,
     part: Vec<NewRow>,
     /// and that are still to come.
-    ahead: Ahead,
+    ahead: Ahead<I>,
 }
 
-struct Ahead {
+struct Ahead<I> {
     /// The next of them, with their statement,
     part: Option<Part>,
     /// and others that are rows already.
     made: VecDeque<NewRow>,
-    calls: Box<dyn Iterator<Item = Result<NewRow>> + Send>,
+    calls: I,
 }
 
-impl Rows {
-    fn of<C: Enqueue>(calls: impl IntoIterator<Item = C>) -> Result<Option<(TaskRetry, Self)>> {
-        let calls: Vec<_> = calls.into_iter().map(C::into_call).collect();
-        let Some(first) = calls.first() else { return Ok(None) };
-        let retry = first.runtime()?;
-        let (runtime, mut now) = (retry.clone(), None);
-        let calls = calls.into_iter().map(move |call| {
-            if !call.runtime()?.is(&runtime) {
-                return Err(Error::new(
-                    ErrorKind::Conflict,
-                    "calls for two runtimes cannot be stored in one transaction",
-                ));
-            }
-            let insertion = call.prepare_to_store()?;
-            let is_due = insertion.is_due();
-            let mut row = insertion.into_row();
-            if is_due {
-                // All of them are due at one time, which is quicker to write.
-                row.next = *now.get_or_insert(row.next);
-            }
-            Ok(row)
-        });
-        let mut ahead = Ahead { part: None, made: VecDeque::new(), calls: Box::new(calls) };
-        // What is wrong with a few is found before anything is sent.
-        ahead.make(ROWS)?;
-        Ok(Some((retry, Self { done: Vec::new(), part: Vec::new(), ahead })))
-    }
+/// The runtime of some calls, and the rows that are made of them; `None` if there is no call.
+fn rows_of<C: Enqueue>(
+    calls: impl IntoIterator<Item = C>,
+) -> Result<Option<(TaskRetry, Rows<impl Iterator<Item = Result<NewRow>>>)>> {
+    let mut calls = calls.into_iter().map(C::into_call).peekable();
+    let Some(first) = calls.peek() else { return Ok(None) };
+    let retry = first.runtime()?;
+    let (runtime, mut now) = (retry.clone(), None);
+    let calls = calls.map(move |call| {
+        if !call.runtime()?.is(&runtime) {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                "calls for two runtimes cannot be stored in one transaction",
+            ));
+        }
+        let insertion = call.prepare_to_store()?;
+        let is_due = insertion.is_due();
+        let mut row = insertion.into_row();
+        if is_due {
+            // All of them are due at one time, which is quicker to write.
+            row.next = *now.get_or_insert(row.next);
+        }
+        Ok(row)
+    });
+    let mut ahead = Ahead { part: None, made: VecDeque::new(), calls };
+    // What is wrong with a few is found before anything is sent.
+    ahead.make(ROWS)?;
+    Ok(Some((retry, Rows { done: Vec::new(), part: Vec::new(), ahead })))
+}
 
-    fn len(&self) -> usize {
-        self.done.len() + self.part.len() + self.ahead.made.len() + self.ahead.calls.size_hint().0
-    }
-
+impl<I: Iterator<Item = Result<NewRow>>> Rows<I> {
     /// Everything from the beginning: the transaction is repeated.
     fn rewind(&mut self) {
         let Self { done, part, ahead } = self;
@@ -173,7 +174,7 @@ impl Rows {
     }
 }
 
-impl Ahead {
+impl<I: Iterator<Item = Result<NewRow>>> Ahead<I> {
     fn make(&mut self, count: usize) -> Result<()> {
         while self.made.len() < count {
             match self.calls.next() {
@@ -252,7 +253,10 @@ impl From<Failure> for Error {
 
 /// One transaction, repeated as a whole. Its ids stay the same: if a commit whose answer was lost has
 /// taken effect after all, its rows are found.
-async fn store_all(inner: &Inner, rows: &mut Rows) -> Result<Vec<Enqueued>> {
+async fn store_all<I: Iterator<Item = Result<NewRow>>>(
+    inner: &Inner,
+    rows: &mut Rows<I>,
+) -> Result<Vec<Enqueued>> {
     let until = Instant::now() + ASK;
     let mut backoff = Backoff::default();
     let (mut lost, mut plain) = (false, true);
@@ -282,18 +286,15 @@ async fn store_all(inner: &Inner, rows: &mut Rows) -> Result<Vec<Enqueued>> {
 }
 
 /// In the plain form an id that is taken fails it, as does a lost commit that had taken effect.
-async fn try_all(
+async fn try_all<I: Iterator<Item = Result<NewRow>>>(
     inner: &Inner,
-    rows: &mut Rows,
+    rows: &mut Rows<I>,
     lost: bool,
     plain: bool,
 ) -> Result<Vec<Enqueued>, Failure> {
     rows.rewind();
     let transaction = in_time(ANSWER, inner.store.db.pool().begin()).await?;
-    let limit = ANSWER * (rows.len() / ROWS + 1) as u32;
-    let inserted =
-        in_time(limit, async { Ok(insert_all(inner, &transaction, rows, lost, plain).await) });
-    match inserted.await.map_err(Failure::Store).flatten() {
+    match insert_all(inner, &transaction, rows, lost, plain, ANSWER).await {
         Ok(Some(stored)) => {
             in_time(ANSWER, transaction.commit()).await?;
             Ok(stored)
@@ -331,13 +332,15 @@ async fn found(inner: &Inner, rows: &[NewRow]) -> Result<Vec<Enqueued>, DbErr> {
     Ok(stored)
 }
 
-/// Inserts all rows; `None` if one of them is there already since an earlier commit was lost.
-async fn insert_all<C: ConnectionTrait>(
+/// Inserts all rows, each statement within the limit; `None` if one of them is there already since an
+/// earlier commit was lost.
+async fn insert_all<C: ConnectionTrait, I: Iterator<Item = Result<NewRow>>>(
     inner: &Inner,
     db: &C,
-    rows: &mut Rows,
+    rows: &mut Rows<I>,
     lost: bool,
     plain: bool,
+    limit: Duration,
 ) -> Result<Option<Vec<Enqueued>>, Failure> {
     let Rows { done, part, ahead } = rows;
     let mut stored = Vec::new();
@@ -345,7 +348,7 @@ async fn insert_all<C: ConnectionTrait>(
     while let Some(Part { rows, sql, conflict }) = ahead.part.take() {
         *part = rows;
         let (inserted, prepared) =
-            tokio::join!(inner.store.carry_out(db, sql, part, conflict), async {
+            tokio::join!(in_time(limit, inner.store.carry_out(db, sql, part, conflict)), async {
                 ahead.prepare(inner, ROWS, plain)
             });
         prepared?;
@@ -368,7 +371,7 @@ async fn insert_all<C: ConnectionTrait>(
                 Inserted::Stored => Enqueued::new(inner, TaskId(row.id), true),
                 Inserted::Duplicate(id, _) if id.0 != row.id => Enqueued::new(inner, id, false),
                 _ if lost => return Ok(None),
-                _ => insert_anew(inner, db, row).await?,
+                _ => in_time(limit, insert_anew(inner, db, row)).await?,
             });
         }
         done.append(part);
