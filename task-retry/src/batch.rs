@@ -56,7 +56,8 @@ impl<R: Retryable> Enqueue for Scheduled<R> {
 /// Dropping the future stores nothing, unless the commit was sent already.
 ///
 /// `calls` is asked for a thousand at a time, while the database stores those before: they need not be
-/// collected. If the transaction has to be repeated, they are not asked for again.
+/// collected. So it must not block, nor wait for other tasks: the transaction is open meanwhile. If that
+/// has to be repeated, `calls` is not asked again.
 ///
 /// ```standalone_crate
 /// # use task_retry::{TaskRetry, enqueue_all, retryable};
@@ -80,7 +81,7 @@ impl<R: Retryable> Enqueue for Scheduled<R> {
 /// # Errors
 /// As for [`Call::enqueue`]; nothing is stored then, except with `Uncertain`.
 pub async fn enqueue_all<C: Enqueue>(
-    calls: impl IntoIterator<Item = C>,
+    calls: impl IntoIterator<Item = C, IntoIter: Send>,
 ) -> Result<Vec<Enqueued<C::Function>>> {
     let Some((retry, mut rows)) = rows_of(calls)? else { return Ok(Vec::new()) };
     let inner = retry.open()?;
@@ -95,7 +96,7 @@ pub async fn enqueue_all<C: Enqueue>(
 /// As for [`Call::enqueue_in`]; roll the transaction back then.
 pub async fn enqueue_all_in<C: Enqueue, T: ConnectionTrait>(
     transaction: &T,
-    calls: impl IntoIterator<Item = C>,
+    calls: impl IntoIterator<Item = C, IntoIter: Send>,
 ) -> Result<Vec<Enqueued<C::Function>>> {
     let Some((retry, mut rows)) = rows_of(calls)? else { return Ok(Vec::new()) };
     let inner = retry.open()?;
@@ -113,28 +114,29 @@ pub async fn enqueue_all_in<C: Enqueue, T: ConnectionTrait>(
 
 /// Calls on their way to being stored. Each is made into a row while the database still carries out the
 /// statement before its own.
-struct Rows<I> {
+struct Rows<'a> {
     /// Those that this transaction has stored,
     done: Vec<NewRow>,
     /// that it is storing,
     part: Vec<NewRow>,
     /// and that are still to come.
-    ahead: Ahead<I>,
+    ahead: Ahead<'a>,
 }
 
-struct Ahead<I> {
+struct Ahead<'a> {
     /// The next of them, with their statement,
     part: Option<Part>,
     /// and others that are rows already.
     made: VecDeque<NewRow>,
-    calls: I,
+    /// In a box, so that whoever awaits the storing need not know how its calls are made.
+    calls: Box<dyn Iterator<Item = Result<NewRow>> + Send + 'a>,
 }
 
 /// The runtime of some calls, and the rows that are made of them; `None` if there is no call.
-fn rows_of<C: Enqueue>(
-    calls: impl IntoIterator<Item = C>,
-) -> Result<Option<(TaskRetry, Rows<impl Iterator<Item = Result<NewRow>>>)>> {
-    let mut calls = calls.into_iter().map(C::into_call).peekable();
+fn rows_of<'a, C: Enqueue + 'a>(
+    calls: impl IntoIterator<Item = C, IntoIter: Send + 'a>,
+) -> Result<Option<(TaskRetry, Rows<'a>)>> {
+    let mut calls = calls.into_iter().fuse().map(C::into_call).peekable();
     let Some(first) = calls.peek() else { return Ok(None) };
     let retry = first.runtime()?;
     let (runtime, mut now) = (retry.clone(), None);
@@ -154,13 +156,13 @@ fn rows_of<C: Enqueue>(
         }
         Ok(row)
     });
-    let mut ahead = Ahead { part: None, made: VecDeque::new(), calls };
+    let mut ahead = Ahead { part: None, made: VecDeque::new(), calls: Box::new(calls) };
     // What is wrong with a few is found before anything is sent.
     ahead.make(ROWS)?;
     Ok(Some((retry, Rows { done: Vec::new(), part: Vec::new(), ahead })))
 }
 
-impl<I: Iterator<Item = Result<NewRow>>> Rows<I> {
+impl Rows<'_> {
     /// Everything from the beginning: the transaction is repeated.
     fn rewind(&mut self) {
         let Self { done, part, ahead } = self;
@@ -174,7 +176,7 @@ impl<I: Iterator<Item = Result<NewRow>>> Rows<I> {
     }
 }
 
-impl<I: Iterator<Item = Result<NewRow>>> Ahead<I> {
+impl Ahead<'_> {
     fn make(&mut self, count: usize) -> Result<()> {
         while self.made.len() < count {
             match self.calls.next() {
@@ -253,10 +255,7 @@ impl From<Failure> for Error {
 
 /// One transaction, repeated as a whole. Its ids stay the same: if a commit whose answer was lost has
 /// taken effect after all, its rows are found.
-async fn store_all<I: Iterator<Item = Result<NewRow>>>(
-    inner: &Inner,
-    rows: &mut Rows<I>,
-) -> Result<Vec<Enqueued>> {
+async fn store_all(inner: &Inner, rows: &mut Rows<'_>) -> Result<Vec<Enqueued>> {
     let until = Instant::now() + ASK;
     let mut backoff = Backoff::default();
     let (mut lost, mut plain) = (false, true);
@@ -286,9 +285,9 @@ async fn store_all<I: Iterator<Item = Result<NewRow>>>(
 }
 
 /// In the plain form an id that is taken fails it, as does a lost commit that had taken effect.
-async fn try_all<I: Iterator<Item = Result<NewRow>>>(
+async fn try_all(
     inner: &Inner,
-    rows: &mut Rows<I>,
+    rows: &mut Rows<'_>,
     lost: bool,
     plain: bool,
 ) -> Result<Vec<Enqueued>, Failure> {
@@ -334,10 +333,10 @@ async fn found(inner: &Inner, rows: &[NewRow]) -> Result<Vec<Enqueued>, DbErr> {
 
 /// Inserts all rows, each statement within the limit; `None` if one of them is there already since an
 /// earlier commit was lost.
-async fn insert_all<C: ConnectionTrait, I: Iterator<Item = Result<NewRow>>>(
+async fn insert_all<C: ConnectionTrait>(
     inner: &Inner,
     db: &C,
-    rows: &mut Rows<I>,
+    rows: &mut Rows<'_>,
     lost: bool,
     plain: bool,
     limit: Duration,

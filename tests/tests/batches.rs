@@ -74,6 +74,15 @@ async fn many_calls_are_stored_in_their_order(db: Arc<TestDb>) {
     until("all run", async || count(&retry, Status::Succeeded).await == 2500).await;
     assert_eq!(runs.load(Ordering::SeqCst), 2500);
     assert_eq!(enqueue_all(Vec::<task_retry::Call<add>>::new()).await.unwrap().len(), 0);
+    // In a task of its own, and from what it borrows; of unknown number.
+    let runtime = retry.clone();
+    let stored = tokio::spawn(async move {
+        let numbers: Vec<u32> = (0..4000).collect();
+        let even = numbers.iter().filter(|number| *number % 2 == 0);
+        enqueue_all(even.map(|number| add(f64::from(*number)).on(&runtime))).await
+    });
+    assert_eq!(stored.await.unwrap().unwrap().len(), 2000);
+    until("all run", async || count(&retry, Status::Succeeded).await == 4500).await;
     retry.shutdown().await.unwrap();
 }
 

@@ -294,19 +294,21 @@ async fn probe(
     Ok(first)
 }
 
-/// How many rows of a source fit now: as many as there are free places and at least the task limit,
-/// but none while more than one claim of it waits.
+/// How many rows of a source fit now: as many as there are free places and at least a claim's size, but
+/// none while more than one claim of it waits. A claim fills at most half of the queue, so that the next
+/// one comes while the last is worked on.
 fn rows_wanted(inner: &Inner, line: &Line) -> usize {
     if inner.pauses.is_paused(line.source) {
         return 0;
     }
+    let size = line.size.min((inner.queue_capacity / 2).max(1));
     let concurrency = inner.concurrency(line.source);
-    let room = inner.pool.room_for(line.source, concurrency, line.size);
-    if room.closed || room.waiting > line.size {
+    let room = inner.pool.room_for(line.source, concurrency, size);
+    if room.closed || room.waiting > size {
         return 0;
     }
     let most = (BYTES / line.bytes.load(Ordering::Relaxed).max(1)).max(1);
-    line.size.max(room.free).min(room.queue).min(most)
+    size.max(room.free).min(room.queue).min(most)
 }
 
 /// Claims once; `true` if there was anything.
@@ -395,12 +397,11 @@ impl Drop for Coming {
     }
 }
 
-/// Batches grow while workers run dry within a second of a full claim, and shrink afterwards. At most
-/// they fill half of the queue, so that the next one comes while the last is worked on.
+/// Batches grow while workers run dry within a second of a full claim, and shrink afterwards.
 fn adapt(inner: &Inner, line: &mut Line, dry: bool, full: bool) {
     let quick = line.claimed.elapsed() < Duration::from_secs(1);
     line.claimed = Instant::now();
-    let (least, most) = (inner.task_limit.max(1) as usize, inner.queue_capacity / 2);
+    let (least, most) = (inner.task_limit.max(1) as usize, inner.queue_capacity.max(1));
     if full && dry && quick {
         line.size = (line.size * 2).min(most.max(least));
     } else if !full {

@@ -160,6 +160,11 @@ impl Queues {
     fn gather_successes(&self) -> bool {
         self.succeeding > 0 && self.awaited == 0 && self.successes.len() < BEHIND
     }
+
+    /// How many successes wait to be written now.
+    fn ready_successes(&self) -> usize {
+        if self.gather_successes() { 0 } else { self.successes.len() }
+    }
 }
 
 pub(crate) struct Writer {
@@ -277,24 +282,25 @@ impl Writer {
 
     fn waiting(&self) -> (usize, usize) {
         let queues = self.lock();
-        (queues.inserts.len() + queues.successes.len() + queues.others.len(), queues.usual)
+        (queues.inserts.len() + queues.ready_successes() + queues.others.len(), queues.usual)
     }
 
     /// The next batch for a lane: of the longest queue, so that none waits for ever.
     fn next(&self, store: &Store) -> Option<Batch> {
         let mut queues = self.lock();
-        let successes = if queues.gather_successes() { 0 } else { queues.successes.len() };
+        let successes = queues.ready_successes();
         let longest = queues.inserts.len().max(successes).max(queues.others.len());
         if longest == 0 {
             return None;
         }
         queues.busy += 1;
         queues.usual = longest.max(queues.usual / 2);
-        if successes < longest && queues.succeeding == 0 && !queues.successes.is_empty() {
+        let inserts = queues.inserts.len() == longest;
+        if (inserts || successes < longest) && successes > 0 {
             // They may have been left to a lane that writes something else now.
             self.work.notify_one();
         }
-        if queues.inserts.len() == longest {
+        if inserts {
             return Some(Batch::Inserts(take_inserts(&mut queues.inserts, store)));
         }
         // The answer to a batch goes by ids, so it holds no two ends of one task: an attempt that has
@@ -430,27 +436,32 @@ pub(crate) async fn lane(inner: Arc<Inner>) {
     let enough = if store.times.backend == DbBackend::Postgres { 32 } else { ROWS };
     let mut left = Left(false);
     loop {
-        let work = writer.work.notified();
-        tokio::pin!(work);
-        work.as_mut().enable();
-        writer.gather(enough).await;
-        match writer.next(&store) {
-            Some(batch) => {
-                let _done = Done(writer);
-                match batch {
-                    Batch::Inserts(inserts) => insert(&inner, &store, inserts, &mut left).await,
-                    Batch::Successes(ends) => {
-                        left.start(&inner);
-                        succeed(&inner, &store, ends).await;
-                    }
-                    Batch::Ends(ends) => {
-                        left.start(&inner);
-                        end(&inner, &store, ends, ANSWER).await;
-                    }
+        let batch = {
+            let work = writer.work.notified();
+            tokio::pin!(work);
+            work.as_mut().enable();
+            writer.gather(enough).await;
+            match writer.next(&store) {
+                Some(batch) => batch,
+                None if writer.gives_up() => return left.start(&inner),
+                None => {
+                    left.rest(&inner, work).await;
+                    continue;
                 }
             }
-            None if writer.gives_up() => return left.start(&inner),
-            None => left.rest(&inner, work).await,
+            // A lane that writes is not told of more work, since the other one may be free for it.
+        };
+        let _done = Done(writer);
+        match batch {
+            Batch::Inserts(inserts) => insert(&inner, &store, inserts, &mut left).await,
+            Batch::Successes(ends) => {
+                left.start(&inner);
+                succeed(&inner, &store, ends).await;
+            }
+            Batch::Ends(ends) => {
+                left.start(&inner);
+                end(&inner, &store, ends, ANSWER).await;
+            }
         }
     }
 }
