@@ -17,7 +17,7 @@ use crate::TaskLog;
 use crate::clock::{LATEST, Millis, ceil_millis};
 use crate::store::{ANSWER, Claim, Claimed, SUSPECT, Store, Which, in_time, steadily};
 
-/// The index is read from this long before the first due row seen, ...
+/// Probes read the index from this long before the first due row seen, ...
 const MARGIN: Millis = 1000;
 /// ... and from its beginning this often.
 const FULL_LOOK: Duration = Duration::from_secs(5);
@@ -126,6 +126,9 @@ struct Line {
     /// Rows per claim.
     size: usize,
     floor: Option<Millis>,
+    /// What the last probe found first: claims read the index from there, and what comes to lie before it
+    /// is found by the next probe.
+    first: Option<Millis>,
     looked: Instant,
     /// From one full look to the next.
     rest: Duration,
@@ -151,6 +154,7 @@ pub(crate) async fn run(inner: Arc<Inner>) {
             source,
             size: smallest,
             floor: None,
+            first: None,
             looked: Instant::now(),
             rest: FULL_LOOK,
             full: false,
@@ -281,6 +285,7 @@ async fn probe(
             line.rest = rest.max(FULL_LOOK);
         }
         let due = found.get(&line.source).copied();
+        line.first = due;
         line.full = due.is_some_and(|due| due <= now);
         if let Some(due) = due {
             line.floor = Some(due.min(now) - MARGIN);
@@ -320,7 +325,7 @@ async fn claim(
 ) -> Result<bool, DbErr> {
     let dry = inner.pool.waiting(line.source) == 0;
     let mut claim = inner.claim(vec![line.source], wanted as u32);
-    claim.floor = line.floor;
+    claim.floor = line.first;
     failpoint!("claim.before");
     let claimed = steadily(|| in_time(ANSWER, store.claim_rows(&claim))).await?;
     failpoint!("claim.after");

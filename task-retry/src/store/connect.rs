@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbBackend};
 
+use super::fault::steadily;
 use crate::{Config, Error, ErrorKind, Result};
 
 /// Opens a pool for a URL.
@@ -52,7 +53,8 @@ pub(crate) async fn connect(url: &str, config: &Config) -> Result<DatabaseConnec
     #[cfg(feature = "mysql")]
     options.map_sqlx_mysql_pool_opts(|options| options.after_release(alive));
     let missing = known == DbBackend::Sqlite && !is_memory(&url) && !url.contains("mode=");
-    Database::connect(options).await.map_err(|error| {
+    // SQLite does not wait for its lock while another process makes the log of a new file.
+    steadily(|| Database::connect(options.clone())).await.map_err(|error| {
         let what = match missing {
             true => {
                 "the database cannot be opened (with `?mode=rwc` behind its name, the file is made)"
