@@ -32,6 +32,9 @@ const PROBE: Duration = Duration::from_millis(200);
 const SUSPECTS: Duration = Duration::from_secs(1);
 /// With more tasks than this past their leases, a process waits for their renewal.
 const MANY: usize = 1000;
+/// Other programs write times in their own way: on SQLite a text without milliseconds comes before the same
+/// time with them.
+const ROUNDING: Millis = 10;
 /// So many of a claim's tasks start while the others are decoded.
 const PART: usize = 250;
 /// What one claim may bring into memory, about.
@@ -285,7 +288,7 @@ async fn probe(
             line.rest = rest.max(FULL_LOOK);
         }
         let due = found.get(&line.source).copied();
-        line.first = due;
+        line.first = due.map(|due| due - ROUNDING);
         line.full = due.is_some_and(|due| due <= now);
         if let Some(due) = due {
             line.floor = Some(due.min(now) - MARGIN);
