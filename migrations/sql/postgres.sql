@@ -3,7 +3,7 @@
 begin;
 
 create table if not exists t_sys_mq_resend_log (
-  id bigint primary key,
+  id bigint primary key with (fillfactor = 45),
   project_name varchar(100) not null default '',
   source integer not null,
   msg_key varchar(191) not null default '',

@@ -83,9 +83,11 @@ create table if not exists t_sys_mq_resend_log (
 ) engine = InnoDB default charset = utf8mb4 collate = utf8mb4_bin row_format = dynamic
   comment = 'tasks and their retries (created by task-retry-migrations)'";
 
+/// A row is written twice more, by a claim and by its end. Each puts an entry of its own beside the row's
+/// first one, and in a page without room PostgreSQL looks for dead ones among all its rows, in vain mostly.
 const POSTGRES: &str = "\
 create table if not exists t_sys_mq_resend_log (
-  id bigint primary key,
+  id bigint primary key with (fillfactor = 45),
   project_name varchar(100) not null default '',
   source integer not null,
   msg_key varchar(191) not null default '',
