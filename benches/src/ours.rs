@@ -92,16 +92,17 @@ async fn lone(url: &str) {
 async fn lone_enqueue(url: &str) {
     let retry = start(url, true).await;
     let mut times = Vec::new();
+    let mut pace = lone_pace();
     for i in 0..600 {
         if i == 200 {
+            until(&RUNS, i).await;
             settle(url).await;
             times.clear();
         }
+        pace.tick().await;
         let start = Instant::now();
         noop(i, TEXT).on(&retry).enqueue().await.unwrap();
         times.push(start.elapsed());
-        until(&RUNS, i + 1).await;
-        tokio::time::sleep(Duration::from_millis(4)).await;
     }
     metric("p50_us", percentile(&mut times, 0.5));
     metric("p99_us", percentile(&mut times, 0.99));

@@ -20,6 +20,13 @@ pub fn percentile(times: &mut [Duration], part: f64) -> f64 {
     times[((times.len() - 1) as f64 * part).round() as usize].as_secs_f64() * 1e6
 }
 
+/// When lone calls are made: all wait as long, since how long a processor and a disk have rested tells.
+pub fn lone_pace() -> tokio::time::Interval {
+    let mut pace = tokio::time::interval(Duration::from_millis(6));
+    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    pace
+}
+
 /// Nanoseconds of the machine's clock: the same in all processes.
 pub fn nanos() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64
