@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use task_retry::{
-    ErrorKind, Filter, HandleResult, Policy, Status, Strategy, Task, TaskLog, TaskRetry, source,
+    ErrorKind, Filter, HandleResult, ManualClock, Policy, Status, Strategy, Task, TaskLog,
+    TaskRetry, source,
 };
 use task_retry_tests::{Gate, Kind, TestDb, becomes, contract, manual_clock, task};
 
@@ -223,6 +224,47 @@ async fn the_starters_inserts_are_run(db: Arc<TestDb>) {
     retry.shutdown().await.unwrap();
 }
 
+/// One of its tasks stores another that has been due for long.
+#[derive(Clone)]
+struct StoresAnother(ManualClock);
+
+impl Strategy for StoresAnother {
+    fn source(&self) -> i32 {
+        100
+    }
+
+    fn name(&self) -> &str {
+        "stores another"
+    }
+
+    async fn handle(&self, task: &TaskLog) -> HandleResult {
+        if task.msg_key == "1150" {
+            let now = self.0.now();
+            self.0.set(now - Duration::from_secs(60));
+            let another = Task::new(100).at(self.0.now());
+            TaskRetry::current().unwrap().submit(another).await.unwrap();
+            self.0.set(now);
+        }
+        HandleResult::Success
+    }
+}
+
+/// A pass reads the index from where it has got to, but not only from there.
+async fn a_pass_runs_what_comes_to_lie_behind_it(db: Arc<TestDb>) {
+    let clock = manual_clock();
+    let builder = db.builder().clock(clock.clone()).job(false).task_limit(100);
+    let retry = builder.strategy(StoresAnother(clock.clone())).start().await.unwrap();
+    let due = |number| clock.now() + Duration::from_millis(number);
+    let task = |number: u64| Task::new(100).key(number.to_string()).at(due(number));
+    for stored in join_all((0..1400).map(|number| retry.submit(task(number)))).await {
+        stored.unwrap();
+    }
+    clock.advance(Duration::from_secs(2));
+    let report = retry.run_due(None).await.unwrap();
+    assert_eq!((report.claimed, report.succeeded), (1401, 1401));
+    retry.shutdown().await.unwrap();
+}
+
 contract!(
     a_strategy_decides_what_becomes_of_a_task,
     a_strategy_sees_the_whole_task,
@@ -231,4 +273,5 @@ contract!(
     a_bad_row_spoils_no_good_one_beside_it,
     only_what_the_database_cannot_hold_is_refused,
     the_starters_inserts_are_run,
+    a_pass_runs_what_comes_to_lie_behind_it,
 );

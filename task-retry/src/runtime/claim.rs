@@ -34,7 +34,7 @@ const SUSPECTS: Duration = Duration::from_secs(1);
 const MANY: usize = 1000;
 /// Other programs write times in their own way: on SQLite a text without milliseconds comes before the same
 /// time with them.
-const ROUNDING: Millis = 10;
+pub(super) const ROUNDING: Millis = 10;
 /// So many of a claim's tasks start while the others are decoded.
 const PART: usize = 250;
 /// What one claim may bring into memory, about.

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::claim::Tell;
+use super::claim::{ROUNDING, Tell};
 use super::execute::Told;
 use super::{Inner, TaskRetry, claim, pauses, waits};
 use crate::clock::floor_millis;
@@ -19,6 +19,9 @@ use crate::{Error, ErrorKind, Result, Status, TaskId, TaskLog};
 const ROWS: u32 = 1000;
 /// Pages of so many tasks that a pass looks through for orphans.
 const PAGES: usize = 100;
+/// After so many rows a pass looks where what is still due begins: what it has claimed leaves dead entries in
+/// the index, and each of its claims would read them all.
+const AHEAD: usize = 1000;
 /// How often, and how long, a pass over a share waits for rows that are locked but not claimed.
 const SKIPS: u32 = 100;
 const SKIP: Duration = Duration::from_millis(10);
@@ -163,12 +166,13 @@ impl Pass {
                 continue;
             }
             for which in [Which::Innocent, Which::Suspect] {
-                let mut skipped = 0;
+                let (mut skipped, mut floor, mut ahead) = (0, None, 0);
                 while !self.is_over(inner) {
                     let mut claim = inner.claim(vec![source], limit);
                     claim.now = due;
                     claim.which = which;
                     claim.shard = self.shard;
+                    claim.floor = floor;
                     if which == Which::Suspect {
                         claim.limit = 1;
                     }
@@ -178,6 +182,17 @@ impl Pass {
                     self.work_off(inner, tasks, &claim, report).await;
                     if more {
                         skipped = 0;
+                        ahead += claim.limit as usize;
+                        if ahead >= AHEAD {
+                            ahead = 0;
+                            let asked = [(source, floor)];
+                            let first = steadily(|| inner.store.first_due(&asked)).await?;
+                            floor = first.first().map(|(_, first)| first - ROUNDING);
+                        }
+                        continue;
+                    }
+                    // Something may have come to lie before it.
+                    if floor.take().is_some() {
                         continue;
                     }
                     // On MySQL, claims of other shares lock rows of this one in passing, and this
