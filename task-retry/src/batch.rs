@@ -8,7 +8,7 @@ use sea_orm::{ConnectionTrait, DbErr, TransactionTrait};
 use crate::call::{Call, Scheduled};
 use crate::clock::{LATEST, Millis};
 use crate::runtime::Inner;
-use crate::runtime::write::{BYTES, Backoff, ROWS};
+use crate::runtime::write::{Backoff, ROWS};
 use crate::store::{ANSWER, Conflict, Fault, Inserted, NewRow, Sql, in_time, steadily};
 use crate::{Enqueued, Error, ErrorKind, Result, Retryable, TaskId, TaskRetry};
 
@@ -202,8 +202,8 @@ impl Ahead<'_> {
         self.make(most)?;
         let mut bytes = 0;
         let fits = self.made.iter().take(most).take_while(|row| {
-            bytes += row.bytes();
-            bytes <= BYTES
+            bytes += inner.store.row_bytes(row);
+            bytes <= inner.store.bytes
         });
         let size = inner.store.batch(fits.count().max(1)).min(self.made.len());
         if size == 0 {

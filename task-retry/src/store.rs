@@ -49,6 +49,8 @@ pub(crate) struct Store {
     pub(crate) times: Times,
     /// Claims without `skip locked`.
     pub(crate) optimistic: bool,
+    /// Most bytes of a statement that has many rows.
+    pub(crate) bytes: usize,
 }
 
 /// A task to store.
@@ -124,9 +126,11 @@ impl NewRow {
             && self.unique_key == other.unique_key
     }
 
-    /// About what it takes in a statement.
-    pub(crate) fn bytes(&self) -> usize {
-        200 + self.context.as_ref().map_or(0, String::len) + self.topic.len() + self.msg_key.len()
+    /// How long its texts are.
+    fn texts(&self) -> usize {
+        let texts = [&self.context, &self.unique_key, &self.trace];
+        let texts = texts.into_iter().flatten().map(String::len).sum::<usize>();
+        texts + self.topic.len() + self.msg_key.len()
     }
 
     /// The row as a claim would return it.
@@ -230,16 +234,18 @@ impl Store {
     ) -> Result<Self, DbErr> {
         let backend = db.get_database_backend();
         let blind = backend == DbBackend::MySql && !mysql::skips_locked(&db).await?;
+        let optimistic = optimistic || blind;
         let times = Times { backend, offset, seconds: layout.seconds };
-        let db = db.into();
-        Ok(Self { db, project, worker, layout, times, optimistic: optimistic || blind })
+        let bytes = connect::statement_bytes(&db).await;
+        Ok(Self { db: db.into(), project, worker, layout, times, optimistic, bytes })
     }
 
     /// A store without a database, which must not be asked.
     pub(crate) fn disconnected(project: String, worker: String) -> Self {
         let times = Times { backend: DbBackend::Sqlite, offset: 0, seconds: false };
         let db = DatabaseConnection::default().into();
-        Self { db, project, worker, layout: Layout::widest(), times, optimistic: false }
+        let layout = Layout::widest();
+        Self { db, project, worker, layout, times, optimistic: false, bytes: usize::MAX }
     }
 
     /// The same store through a connection that it keeps.
@@ -256,6 +262,21 @@ impl Store {
         match self.backend() {
             DbBackend::MySql => mysql::batch(rows),
             _ => rows,
+        }
+    }
+
+    /// About what a row takes in a statement: MySQL's repeats what others bind once.
+    pub(crate) fn row_bytes(&self, row: &NewRow) -> usize {
+        let more = if self.backend() == DbBackend::MySql { 200 } else { 40 };
+        more + row.texts()
+    }
+
+    /// How many rows one claim may ask for: MySQL names each in a statement, with 40 bytes, and fills
+    /// it up to a power of two.
+    pub(crate) fn most_claimed(&self) -> usize {
+        match self.backend() {
+            DbBackend::MySql => self.bytes / 80,
+            _ => usize::MAX,
         }
     }
 

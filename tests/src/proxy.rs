@@ -1,7 +1,7 @@
 //! A TCP proxy between a runtime and its database that can do what networks do.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,6 +27,8 @@ struct Wires {
     cuts: AtomicBool,
     /// Statements that PostgreSQL was asked to execute.
     statements: AtomicU64,
+    /// Most bytes that a client has sent before it was answered.
+    longest: AtomicUsize,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -52,6 +54,7 @@ impl Proxy {
             answers: AtomicI64::new(0),
             cuts: AtomicBool::new(false),
             statements: AtomicU64::new(0),
+            longest: AtomicUsize::new(0),
         });
         let reserved = bind(0);
         let port = reserved.local_addr().expect("it is bound").port();
@@ -115,6 +118,11 @@ impl Proxy {
     /// How many statements have gone to a PostgreSQL so far; meaningless of other servers.
     pub fn statements(&self) -> u64 {
         self.wires.statements.load(Ordering::SeqCst)
+    }
+
+    /// Most bytes that a connection has sent so far before it was answered.
+    pub fn longest(&self) -> usize {
+        self.wires.longest.load(Ordering::SeqCst)
     }
 
     /// Waits until the answer that was to be dropped has come.
@@ -204,8 +212,9 @@ async fn connection(wires: Arc<Wires>, client: TcpStream, born: u64) {
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
-    let asks = pump(&wires, born, from_client, to_server, false);
-    let answers = pump(&wires, born, from_server, to_client, true);
+    let asked = AtomicUsize::new(0);
+    let asks = pump(&wires, born, from_client, to_server, &asked, false);
+    let answers = pump(&wires, born, from_server, to_client, &asked, true);
     tokio::select! {
         _ = asks => {}
         _ = answers => {}
@@ -218,6 +227,7 @@ async fn pump(
     born: u64,
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
+    asked: &AtomicUsize,
     answers: bool,
 ) -> io::Result<()> {
     let mut state = wires.state.subscribe();
@@ -234,9 +244,13 @@ async fn pump(
         if answers && wires.drops() {
             return Ok(());
         }
-        if !answers {
+        if answers {
+            asked.store(0, Ordering::SeqCst);
+        } else {
             let statements = messages.statements(&bytes[..count]);
             wires.statements.fetch_add(statements, Ordering::SeqCst);
+            let asked = asked.fetch_add(count, Ordering::SeqCst) + count;
+            wires.longest.fetch_max(asked, Ordering::SeqCst);
         }
         to.write_all(&bytes[..count]).await?;
     }

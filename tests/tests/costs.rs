@@ -1,11 +1,11 @@
-//! What tasks cost in statements, counted between the runtime and PostgreSQL: that is the same on every
-//! machine, other than their time.
+//! What tasks cost in statements, and how long those are, counted between the runtime and its database:
+//! that is the same on every machine, other than their time.
 
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use sea_orm::{ConnectionTrait, DbBackend, Statement};
-use task_retry::{TaskRetry, enqueue_all, retryable};
+use task_retry::{Filter, Status, TaskRetry, enqueue_all, retryable};
 use task_retry_tests::proxy::Proxy;
 use task_retry_tests::{Kind, TestDb, on, within};
 
@@ -82,6 +82,41 @@ async fn tasks_cost_few_statements() {
         assert!(handed_over < 0.08, "{handed_over}");
         assert!(claimed < 0.05, "{claimed}");
         retry.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+/// The longest statement of some thousand tasks, in bytes on the wire.
+async fn longest(db: &TestDb, parameters: &str) -> usize {
+    let proxy = Proxy::start(&db.url).await;
+    let url = format!("{}?{parameters}", proxy.url(&db.url));
+    let retry = db.builder().database(url).start().await.unwrap();
+    let call = |number| nothing(number).on(&retry);
+    enqueue_all((0..3000).map(call)).await.unwrap();
+    let enqueued = join_all((0..1000).map(|number| call(number).enqueue()));
+    let (answers, enqueued) = tokio::join!(join_all((0..1000).map(call)), enqueued);
+    assert!(answers.iter().all(Result::is_ok) && enqueued.iter().all(Result::is_ok));
+    within(Duration::from_secs(60), "all succeed", async || {
+        let succeeded = Filter::all().status(Status::Succeeded);
+        retry.tasks().count(succeeded).await.unwrap() == 5000
+    })
+    .await;
+    retry.shutdown().await.unwrap();
+    db.connect().await.execute_unprepared("delete from t_sys_mq_resend_log").await.unwrap();
+    proxy.longest()
+}
+
+/// What has two records waits 40 ms for the first of them, where the server is on the same machine.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_to_this_machine_has_one_record_of_tls() {
+    const RECORD: usize = 16 << 10;
+    // Unlike the other servers of the tests, it offers TLS.
+    on(Kind::MySql, async |db| {
+        let open = longest(&db, "ssl-mode=disabled").await;
+        assert!(open > 2 * RECORD, "{open}");
+        let encrypted = longest(&db, "ssl-mode=required").await;
+        assert!(encrypted > RECORD / 2, "{encrypted}");
+        assert!(encrypted <= RECORD, "{encrypted}");
     })
     .await;
 }

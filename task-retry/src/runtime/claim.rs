@@ -316,7 +316,7 @@ fn rows_wanted(inner: &Inner, line: &Line) -> usize {
         return 0;
     }
     let most = (BYTES / line.bytes.load(Ordering::Relaxed).max(1)).max(1);
-    size.max(room.free).min(room.queue).min(most)
+    size.max(room.free).min(room.queue).min(most).min(inner.store.most_claimed())
 }
 
 /// Claims once; `true` if there was anything.

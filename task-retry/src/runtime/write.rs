@@ -24,8 +24,6 @@ use crate::{Error, ErrorKind, Status, TaskId};
 
 /// Most rows of a statement.
 pub(crate) const ROWS: usize = 1000;
-/// Most bytes of a statement, unless one row has more.
-pub(crate) const BYTES: usize = 4 << 20;
 /// Most operations that wait; beyond it callers and workers wait for room.
 const ROOM: usize = 16_384;
 /// How often a lane lets others go first while they add to what waits.
@@ -309,10 +307,10 @@ impl Writer {
         let first = |end: &End| ids.insert(end.settlement.id);
         let Queues { successes: waiting, others, .. } = &mut *queues;
         if successes < longest {
-            let count = fitting(others, |end| end.settlement.bytes(), first);
+            let count = fitting(others, store.bytes, |end| end.settlement.bytes(), first);
             return Some(Batch::Ends(others.drain(..count).collect()));
         }
-        let count = fitting(waiting, |end| end.settlement.bytes(), first);
+        let count = fitting(waiting, store.bytes, |end| end.settlement.bytes(), first);
         let batch: Vec<End> = waiting.drain(..count).collect();
         queues.awaited -= batch.iter().filter(|end| end.reply.is_some()).count();
         if batch.len() == 1 {
@@ -401,7 +399,7 @@ impl Writer {
 }
 
 fn take_inserts(queue: &mut VecDeque<(NewRow, Then)>, store: &Store) -> Inserts {
-    let count = fitting(queue, |(row, _)| row.bytes(), |_| true);
+    let count = fitting(queue, store.bytes, |(row, _)| store.row_bytes(row), |_| true);
     let (rows, then) = queue.drain(..store.batch(count)).unzip();
     Inserts { rows, then }
 }
@@ -409,13 +407,14 @@ fn take_inserts(queue: &mut VecDeque<(NewRow, Then)>, store: &Store) -> Inserts 
 /// How many items fit into one statement: one at least.
 fn fitting<T>(
     queue: &VecDeque<T>,
+    room: usize,
     bytes: impl Fn(&T) -> usize,
     mut goes: impl FnMut(&T) -> bool,
 ) -> usize {
     let mut sum = 0;
     let fits = |item: &T| {
         sum += bytes(item);
-        sum <= BYTES && goes(item)
+        sum <= room && goes(item)
     };
     queue.iter().take(ROWS).take_while(with(fits)).count().max(1)
 }

@@ -1,11 +1,20 @@
-//! Connections: the runtime's pool, and one of its own for the lease thread.
+//! Connections: the runtime's pool, one of its own for the lease thread, and how much fits into one
+//! statement.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
-use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbBackend};
+use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend};
 
 use super::fault::steadily;
+use super::row::get;
+use super::sql::Sql;
 use crate::{Config, Error, ErrorKind, Result};
+
+/// Most bytes of a statement with many rows.
+const BYTES: usize = 4 << 20;
+/// What goes into one record of TLS, of 16 KiB.
+const RECORD: usize = 15_000;
 
 /// Opens a pool for a URL.
 pub(crate) async fn connect(url: &str, config: &Config) -> Result<DatabaseConnection> {
@@ -122,6 +131,51 @@ fn is_memory(url: &str) -> bool {
         || url == "sqlite://"
 }
 
+/// How many bytes a statement with many rows may have.
+///
+/// sqlx 0.9.0 writes each record of TLS by itself and leaves Nagle's algorithm on. A connection to this
+/// machine has segments that are larger than a record, so that the second record waits until the server
+/// acknowledges the first, which it does after 40 ms. Over a network it waits for a round trip, and
+/// statements of many rows are worth that.
+pub(super) async fn statement_bytes(db: &DatabaseConnection) -> usize {
+    if is_here(db) && is_encrypted(db).await { RECORD } else { BYTES }
+}
+
+/// Whether the server is reached by the loopback interface.
+fn is_here(db: &DatabaseConnection) -> bool {
+    let host: Option<String> = match db.get_database_backend() {
+        #[cfg(feature = "postgres")]
+        DbBackend::Postgres => {
+            let options = db.get_postgres_connection_pool().connect_options();
+            options.get_socket().is_none().then(|| options.get_host().to_owned())
+        }
+        #[cfg(feature = "mysql")]
+        DbBackend::MySql => {
+            let options = db.get_mysql_connection_pool().connect_options();
+            options.get_socket().is_none().then(|| options.get_host().to_owned())
+        }
+        _ => None,
+    };
+    host.is_some_and(|host| is_loopback(&host))
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    address.map_or(host.eq_ignore_ascii_case("localhost"), |address| address.is_loopback())
+}
+
+/// As the server has it; no, where it does not tell.
+async fn is_encrypted(db: &DatabaseConnection) -> bool {
+    let backend = db.get_database_backend();
+    let sql = match backend {
+        DbBackend::MySql => "show session status like 'Ssl_cipher'",
+        _ => "select 'cipher', coalesce(cipher, '') from pg_stat_ssl where pid = pg_backend_pid()",
+    };
+    let row = db.query_one_raw(Sql::new(backend, sql).build()).await;
+    let cipher = row.ok().flatten().and_then(|row| get::<String>(&row, 1).ok());
+    cipher.is_some_and(|cipher| !cipher.is_empty())
+}
+
 /// A connection beside the pool, with the pool's own settings, so that a busy pool cannot delay it.
 /// It belongs to the tokio runtime that calls this. SQLite in memory has just the one.
 pub(crate) fn sibling(db: &DatabaseConnection) -> DatabaseConnection {
@@ -156,5 +210,20 @@ pub(crate) fn sibling(db: &DatabaseConnection) -> DatabaseConnection {
             sibling!(SqlxSqliteConnector, from_sqlx_sqlite_pool, get_sqlite_connection_pool)
         }
         _ => db.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_loopback;
+
+    #[test]
+    fn this_machine_is_known_by_its_names() {
+        for host in ["localhost", "LOCALHOST", "127.0.0.1", "127.1.2.3", "::1", "[::1]"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in ["db", "db.localhost.example", "10.0.0.1", "0.0.0.0", "[fe80::1]", ""] {
+            assert!(!is_loopback(host), "{host}");
+        }
     }
 }
