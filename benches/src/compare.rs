@@ -8,16 +8,18 @@ use std::time::Duration;
 pub enum On {
     Postgres,
     Mariadb,
+    Mysql,
     Sqlite,
 }
 
 impl On {
-    pub const ALL: [Self; 3] = [Self::Postgres, Self::Mariadb, Self::Sqlite];
+    pub const ALL: [Self; 4] = [Self::Postgres, Self::Mariadb, Self::Mysql, Self::Sqlite];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Postgres => "PostgreSQL",
             Self::Mariadb => "MariaDB",
+            Self::Mysql => "MySQL",
             Self::Sqlite => "SQLite",
         }
     }
@@ -107,7 +109,7 @@ pub fn limit(run: &Run) -> Duration {
 }
 
 use Goal::{AtLeast, AtMost};
-use On::{Mariadb, Postgres, Sqlite};
+use On::{Mariadb, Mysql, Postgres, Sqlite};
 
 const fn rate(on: On, who: &'static str, what: &'static str) -> Number {
     Number((on, who, what), "rate")
@@ -384,6 +386,17 @@ pub fn comparisons() -> Vec<Comparison> {
         },
         claim(Mariadb, "mariadb-claim", "claim:10", "the same beside 10k and 10k"),
         claim(Mariadb, "mariadb-claim", "claim:100", "the same beside 100k and 100k"),
+        Comparison {
+            name: "mysql-awaited",
+            text: "256 concurrent awaited calls",
+            durable: BOTH_COMMITS,
+            ours: rate(Mysql, "ours", "awaited:256"),
+            of: Of::Run(rate(Mysql, "hand", "awaited:256")),
+            other: "group commit by hand",
+            goal: AtLeast(0.7),
+        },
+        claim(Mysql, "mysql-claim", "claim:10", "the same beside 10k and 10k"),
+        claim(Mysql, "mysql-claim", "claim:100", "the same beside 100k and 100k"),
         Comparison {
             name: "sqlite-sustained",
             text: "Enqueue and run, one process",

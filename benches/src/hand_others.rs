@@ -1,5 +1,5 @@
-//! By hand on MariaDB and SQLite: group commit of awaited calls, on task-retry's table and indices.
-//! MariaDB has two lanes, SQLite one: it has one writer.
+//! By hand on MariaDB, MySQL and SQLite: group commit of awaited calls, on task-retry's table and
+//! indices. MariaDB and MySQL have two lanes, SQLite one: it has one writer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
@@ -54,7 +54,7 @@ macro_rules! lane {
 }
 
 lane!(
-    mariadb,
+    mysql,
     MySql,
     MySqlConnection,
     None::<&str>,
@@ -86,7 +86,7 @@ pub async fn child(url: &str, what: &str) {
             .await
             .unwrap();
         for _ in 0..2 {
-            tokio::spawn(mariadb(group.clone(), options.connect().await.unwrap()));
+            tokio::spawn(mysql(group.clone(), options.connect().await.unwrap()));
         }
     } else {
         let options: SqliteConnectOptions = url.parse().unwrap();

@@ -24,8 +24,9 @@ use compare::{On, Round, Run};
 const USAGE: &str = "\
 usage: benches/run [OPTION]…
 
-Measures on private servers that it starts and stops, or on those that TASK_RETRY_TEST_POSTGRES and
-TASK_RETRY_TEST_MARIADB name, and writes docs/performance.md and docs/performance.svg.
+Measures on private servers that it starts and stops, or on those that TASK_RETRY_TEST_POSTGRES,
+TASK_RETRY_TEST_MARIADB and TASK_RETRY_TEST_MYSQL name, and writes docs/performance.md and
+docs/performance.svg.
 
   --rounds N   how many rounds (5); in each, everybody works once, in turn
   --quick      shorter work: for trying things, not for numbers
@@ -63,6 +64,7 @@ fn main() {
             _ => usage(),
         }
     }
+    report::check_chart();
     let mut comparisons = compare::comparisons();
     let write = only.is_empty();
     comparisons.retain(|comparison| only.is_empty() || only.contains(comparison.name));
@@ -131,6 +133,7 @@ fn server(on: On) -> Option<String> {
     match on {
         On::Postgres => std::env::var("TASK_RETRY_TEST_POSTGRES").ok(),
         On::Mariadb => std::env::var("TASK_RETRY_TEST_MARIADB").ok(),
+        On::Mysql => std::env::var("TASK_RETRY_TEST_MYSQL").ok(),
         On::Sqlite => Some("sqlite://".to_owned()),
     }
 }

@@ -433,31 +433,31 @@ async fn claim(url: &str, thousands: u64) {
     }
 }
 
-/// The same on MariaDB, where a claim is a select that locks its rows and an update, and on SQLite.
+/// The same on MariaDB and MySQL, where a claim is a select that locks its rows and an update, and on
+/// SQLite.
 async fn claim_elsewhere(url: &str, thousands: u64) {
     let retry = start(url, false).await;
-    let mariadb = url.starts_with("mysql");
+    let mysql = url.starts_with("mysql");
     let db = connect(url).await;
     let rows = thousands * 1000;
-    let time = |hours: i32, millis: &str| match mariadb {
+    let time = |hours: i32, millis: &str| match mysql {
         true => format!("now(3) + interval {hours} hour + interval {millis} * 1000 microsecond"),
         false => format!(
             "strftime('%Y-%m-%d %H:%M:%f', 'now', '{hours} hours', (({millis}) / 1000.0) || ' seconds')"
         ),
     };
+    let digits = (0..10).map(|digit| format!("select {digit} as n")).collect::<Vec<_>>();
+    let million = format!(
+        "with digit as ({}) select 1 + a.n + 10 * b.n + 100 * c.n + 1000 * d.n + 10000 * e.n + 100000 * f.n \
+         as g from digit a, digit b, digit c, digit d, digit e, digit f",
+        digits.join(" union all ")
+    );
     let fill = |from: u64, count: u64, status: u64, next: String| {
-        let numbers = match mariadb {
-            true => format!("(select seq as g from seq_1_to_{count}) n"),
-            false => format!(
-                "(with recursive n(g) as (select 1 union all select g + 1 from n where g < {count}) \
-                 select g from n)"
-            ),
-        };
         format!(
             "insert into t_sys_mq_resend_log \
              (id, project_name, source, context, status, next_send_time, task_name, msg_key, topic) \
              select {from} + g, 'bench', 100, '{{\"number\":1,\"text\":\"{TEXT}\"}}', {status}, {next}, \
-             'noop', '', '' from {numbers}"
+             'noop', '', '' from ({million}) numbers where g <= {count} order by g"
         )
     };
     for sql in [
@@ -470,27 +470,26 @@ async fn claim_elsewhere(url: &str, thousands: u64) {
     retry.shutdown().await.unwrap();
     settle(url).await;
     let told = crate::plans::listen();
-    let log = if mariadb { Some(crate::plans::SlowLog::start(db.clone()).await) } else { None };
+    let log = if mysql { Some(crate::plans::SlowLog::start(db.clone()).await) } else { None };
     let mut options = sea_orm::ConnectOptions::new(url);
-    options.sqlx_logging(!mariadb).max_connections(8);
+    options.sqlx_logging(!mysql).max_connections(8);
     let own = sea_orm::Database::connect(options).await.unwrap();
     let retry = TaskRetry::builder().project("bench").connection(own).job(false).detached();
     let retry = retry.migrate(false).start().await.unwrap();
     retry.run_due(None).await.unwrap();
     retry.shutdown().await.unwrap();
-    let (mut times, mut plan) = (Vec::new(), String::new());
+    let (mut times, mut statement, mut plan) = (Vec::new(), String::new(), String::new());
     match log {
         Some(log) => {
-            let entries = log.end().await;
-            let mut entries = entries.iter().peekable();
-            while let Some((time, shown, sql)) = entries.next() {
-                // So many rows were read.
-                if sql.contains("for update skip locked") && shown.contains("\t50.00\t") {
+            let mut entries = log.end().await.into_iter();
+            while let Some(select) = entries.next() {
+                if select.rows == 50 && select.statement.contains("for update skip locked") {
                     // The update comes next on the same connection, and nobody else is there.
-                    let (update, _, text) = entries.peek().unwrap();
+                    let update = entries.next().unwrap();
+                    let text = update.statement;
                     assert!(text.starts_with("update t_sys_mq_resend_log"), "{text}");
-                    times.push(*time + *update);
-                    plan = format!("{sql}\n{shown}");
+                    times.push(select.time + update.time);
+                    (statement, plan) = (select.statement, select.plan);
                 }
             }
         }
@@ -499,14 +498,17 @@ async fn claim_elsewhere(url: &str, thousands: u64) {
                 let flat = told.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
                 if flat.contains("set fence = fence + 1") {
                     times.push(crate::plans::duration(&told));
-                    plan = told.split_once(" ms ").unwrap().1.trim().to_owned();
+                    statement = told.split_once(" ms ").unwrap().1.trim().to_owned();
                 }
             }
-            let sql = format!("explain query plan {plan}");
-            let steps = Statement::from_string(db.get_database_backend(), sql);
-            for step in db.query_all_raw(steps).await.unwrap() {
-                plan = format!("{plan}\n{}", step.try_get::<String>("", "detail").unwrap());
-            }
+        }
+    }
+    if plan.is_empty() {
+        let how = if mysql { "explain format=tree" } else { "explain query plan" };
+        let sql = Statement::from_string(db.get_database_backend(), format!("{how} {statement}"));
+        let column = if mysql { "EXPLAIN" } else { "detail" };
+        for step in db.query_all_raw(sql).await.unwrap() {
+            plan += &format!("{}\n", step.try_get::<String>("", column).unwrap());
         }
     }
     // The last ones found nothing more.
@@ -514,7 +516,7 @@ async fn claim_elsewhere(url: &str, thousands: u64) {
     metric("claims", times.len() as f64);
     metric("p50_us", percentile(&mut times, 0.5));
     if thousands >= 1000 {
-        crate::tool::note(&plan);
+        note(&format!("{statement}\n{plan}"));
     }
 }
 

@@ -1,5 +1,5 @@
 //! The times and plans of statements as they are really run: PostgreSQL's from `auto_explain`, MariaDB's
-//! from its slow log, SQLite's times as the driver tells them.
+//! from its slow log, as MySQL's times, SQLite's times as the driver tells them.
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
@@ -69,17 +69,30 @@ async fn text(db: &DatabaseConnection, sql: String) -> String {
     db.query_one_raw(sql).await.unwrap().unwrap().try_get_by_index(0).unwrap()
 }
 
-/// MariaDB's slow log, of all statements of connections that are made from now on, with their plans.
+/// The slow log of MariaDB, with plans, or of MySQL, without, of all statements of connections that are
+/// made from now on.
 pub struct SlowLog(DatabaseConnection, std::path::PathBuf);
+
+/// A statement of the slow log.
+pub struct Logged {
+    pub time: Duration,
+    /// How many rows it returned.
+    pub rows: u64,
+    pub statement: String,
+    /// Empty on MySQL.
+    pub plan: String,
+}
 
 impl SlowLog {
     pub async fn start(db: DatabaseConnection) -> Self {
         let path = format!("{}/{}", text(&db, "select @@datadir".into()).await, "bench-slow.log");
         let _ = std::fs::remove_file(&path);
+        // Fails on MySQL.
+        let plans = "set global log_slow_verbosity = 'query_plan,explain'";
+        let _ = db.execute_unprepared(plans).await;
         for setting in [
             format!("slow_query_log_file = '{path}'"),
             "log_output = 'FILE'".to_owned(),
-            "log_slow_verbosity = 'query_plan,explain'".to_owned(),
             "long_query_time = 0".to_owned(),
             "slow_query_log = 1".to_owned(),
         ] {
@@ -88,22 +101,29 @@ impl SlowLog {
         Self(db, path.into())
     }
 
-    /// Ends it. Its entries: time, plan, statement.
-    pub async fn end(self) -> Vec<(Duration, String, String)> {
-        for setting in ["slow_query_log = 0", "long_query_time = 10", "log_slow_verbosity = ''"] {
+    /// Ends it. What it has.
+    pub async fn end(self) -> Vec<Logged> {
+        let _ = self.0.execute_unprepared("set global log_slow_verbosity = ''").await;
+        for setting in ["slow_query_log = 0", "long_query_time = 10"] {
             self.0.execute_unprepared(&format!("set global {setting}")).await.unwrap();
         }
         let log = std::fs::read(&self.1).unwrap();
         let log = String::from_utf8_lossy(&log).into_owned();
-        log.split("# User@Host").skip(1).filter_map(entry).collect()
+        log.split("# User@Host").skip(1).filter_map(logged).collect()
     }
 }
 
-fn entry(text: &str) -> Option<(Duration, String, String)> {
-    let time = text.split("Query_time: ").nth(1)?.split_whitespace().next()?.parse().ok()?;
+fn logged(text: &str) -> Option<Logged> {
+    let number = |name: &str| text.split(name).nth(1)?.split_whitespace().next();
     let plan = text.lines().filter_map(|line| line.strip_prefix("# explain: "));
-    let plan = plan.collect::<Vec<_>>().join("\n");
     let beside = |line: &&str| ["#", "SET ", "use "].iter().any(|start| line.starts_with(start));
     let statement = text.lines().skip(1).filter(|line| !beside(line));
-    Some((Duration::from_secs_f64(time), plan, statement.collect::<Vec<_>>().join("\n")))
+    let logged = Logged {
+        time: Duration::from_secs_f64(number("Query_time: ")?.parse().ok()?),
+        rows: number("Rows_sent: ")?.parse().ok()?,
+        statement: statement.collect::<Vec<_>>().join("\n"),
+        plan: plan.collect::<Vec<_>>().join("\n"),
+    };
+    // MySQL tells when a statement is prepared.
+    (!logged.statement.is_empty()).then_some(logged)
 }

@@ -7,6 +7,7 @@
 #   NAME_prepare           gets what apt-get cannot install (optional work; may be empty)
 #   NAME_create DIR PORT   makes the data in DIR and calls `settings`
 #   NAME_url PORT          prints the URL that the tests get as TASK_RETRY_TEST_NAME
+# Each database keeps TASK_RETRY_TEST_BUFFERS MB (64) of pages in memory.
 
 cache=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/task-retry
 # Servers live in sbin, which the PATH of ordinary users may lack.

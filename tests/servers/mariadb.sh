@@ -80,5 +80,5 @@ mariadb_settings() {
   settings "$dir" 'ready for connections' KILL \
     "${with[@]}" "$(command -v mariadbd)" --no-defaults --user="$user" --datadir="$dir/data" --tmpdir="$dir/tmp" \
     --socket= --pid-file="$dir/data/server.pid" --port="$port" --bind-address=127.0.0.1 --character-set-server=utf8mb4 \
-    --max-connections=500 --innodb-buffer-pool-size=64M "$@"
+    --max-connections=500 --innodb-buffer-pool-size="${TASK_RETRY_TEST_BUFFERS:-64}M" "$@"
 }

@@ -31,7 +31,7 @@ mysql_create() {
   local -a program
   mysql_command "$mysql_root"
   mkdir -p "$dir/tmp"
-  program+=(--datadir="$dir/data" --tmpdir="$dir/tmp" --performance-schema=OFF --innodb-buffer-pool-size=64M)
+  program+=(--datadir="$dir/data" --tmpdir="$dir/tmp" --performance-schema=OFF --innodb-buffer-pool-size="${TASK_RETRY_TEST_BUFFERS:-64}M")
   if is_root; then program+=(--user=root); fi
   "${program[@]}" --initialize-insecure >"$dir/init.log" 2>&1 ||
     { tail -n 15 "$dir/init.log" >&2; die "mysqld --initialize failed (if the cached copy is broken: rm -r $mysql_root)"; }

@@ -49,5 +49,5 @@ postgres_folder() {
 postgres_settings() {
   settings "$dir" 'database system is ready to accept (read-only )?connections' QUIT \
     "${as[@]}" "$bin/postgres" -D "$dir/data" -p "$port" -c listen_addresses=127.0.0.1 -c unix_socket_directories= \
-    -c max_connections=500 -c shared_buffers="${TASK_RETRY_TEST_POSTGRES_BUFFERS:-64MB}" -c logging_collector=off -c log_destination=stderr
+    -c max_connections=500 -c shared_buffers="${TASK_RETRY_TEST_BUFFERS:-64}MB" -c logging_collector=off -c log_destination=stderr
 }
