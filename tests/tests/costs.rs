@@ -1,7 +1,7 @@
 //! What tasks cost in statements, and how long those are, counted between the runtime and its database:
 //! that is the same on every machine, other than their time.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use sea_orm::{ConnectionTrait, DbBackend, Statement};
@@ -82,6 +82,64 @@ async fn tasks_cost_few_statements() {
         assert!(handed_over < 0.08, "{handed_over}");
         assert!(claimed < 0.05, "{claimed}");
         retry.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+/// Statements, by a time at which nothing is to be done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_process_asks_once_a_poll_interval() {
+    on(Kind::Postgres, async |db| {
+        const POLL: Duration = Duration::from_millis(50);
+        let proxy = Proxy::start(&db.url).await;
+        let builder = db.builder().database(proxy.url(&db.url)).lease_second(600);
+        let retry = builder.poll_interval_ms(POLL.as_millis() as u64).start().await.unwrap();
+        nothing(1).on(&retry).await.unwrap();
+        let (before, began) = (proxy.statements(), Instant::now());
+        let enough = before + 100;
+        within(Duration::from_secs(60), "it polls", async || proxy.statements() >= enough).await;
+        let statements = (proxy.statements() - before) as f64;
+        let polls = began.elapsed().as_secs_f64() / POLL.as_secs_f64();
+        println!("{statements} statements in {polls:.1} poll intervals");
+        // It looks for paused sources every two seconds, too, and now and then at the database's clock.
+        assert!(statements < polls * 1.2 + 5.0, "{statements} in {polls}");
+        retry.shutdown().await.unwrap();
+    })
+    .await;
+}
+
+/// Each of these tasks is told to all processes, and one of them runs it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_processes_few_look_for_what_another_has_stored() {
+    const PROCESSES: u32 = 30;
+    const TASKS: u64 = 100;
+    on(Kind::Postgres, async |db| {
+        let proxy = Proxy::start(&db.url).await;
+        let mut workers = Vec::new();
+        for _ in 0..PROCESSES {
+            let builder = db.builder().database(proxy.url(&db.url)).lease_second(600);
+            workers.push(builder.poll_interval_ms(600_000).start().await.unwrap());
+        }
+        let sender = db.builder().job(false).start().await.unwrap();
+        let send = async |tasks| {
+            for number in 0..tasks {
+                let task = nothing(number).on(&sender).enqueue().await.unwrap();
+                task.wait().await.unwrap();
+            }
+        };
+        // By then the processes know who finds nothing.
+        send(30).await;
+        let (before, began) = (proxy.statements(), Instant::now());
+        send(TASKS).await;
+        let statements = (proxy.statements() - before) as f64;
+        let seconds = began.elapsed().as_secs_f64();
+        println!("{:.1} statements a task, in {seconds:.1} s", statements / TASKS as f64);
+        // Those of the process that runs it, and of the others ten looks a second.
+        let others = f64::from(PROCESSES) * seconds * 12.0;
+        assert!(statements < 8.0 * TASKS as f64 + others, "{statements} in {seconds} s");
+        for retry in workers.iter().chain([&sender]) {
+            retry.shutdown().await.unwrap();
+        }
     })
     .await;
 }

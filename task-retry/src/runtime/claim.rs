@@ -41,8 +41,9 @@ const PART: usize = 250;
 const BYTES: usize = 32 << 20;
 
 /// Processes that look in vain when another one has stored something look later the next time, up to
-/// this: a hundred of them do not ask at the same moment.
-const SPREAD: Duration = Duration::from_millis(20);
+/// this, and once for all that they hear until then. So of a hundred of them one or a few, which find
+/// something, look at once, and the others ten times a second, on the average.
+const SPREAD: Duration = Duration::from_millis(200);
 
 /// Wakes the claims: at once, or for a time that is known in this process.
 pub(crate) struct Wake {
@@ -54,6 +55,8 @@ pub(crate) struct Wake {
     heard: AtomicBool,
     /// How long such a look is put off at most, in microseconds.
     spread: AtomicU64,
+    /// It is being put off.
+    puts_off: AtomicBool,
 }
 
 /// What the other processes are to be told.
@@ -84,17 +87,22 @@ impl Wake {
             look: AtomicBool::new(false),
             heard: AtomicBool::new(false),
             spread: AtomicU64::new(0),
+            puts_off: AtomicBool::new(false),
         }
     }
 
     /// Another process has stored something. Whoever found something of late looks at once.
     #[cfg(feature = "postgres")]
     pub(super) async fn heard(&self, look: bool) {
+        self.look.fetch_or(look, Ordering::AcqRel);
         let spread = Duration::from_micros(self.spread.load(Ordering::Relaxed));
         if !spread.is_zero() {
+            if self.puts_off.swap(true, Ordering::AcqRel) {
+                return;
+            }
             tokio::time::sleep(spread.mul_f64(fastrand::f64())).await;
+            self.puts_off.store(false, Ordering::Release);
         }
-        self.look.fetch_or(look, Ordering::AcqRel);
         self.heard.store(true, Ordering::Release);
         self.now.notify_one();
     }
