@@ -56,6 +56,7 @@ pub(crate) struct Wake {
     /// How long such a look is put off at most, in microseconds.
     spread: AtomicU64,
     /// It is being put off.
+    #[cfg(feature = "postgres")]
     puts_off: AtomicBool,
 }
 
@@ -87,6 +88,7 @@ impl Wake {
             look: AtomicBool::new(false),
             heard: AtomicBool::new(false),
             spread: AtomicU64::new(0),
+            #[cfg(feature = "postgres")]
             puts_off: AtomicBool::new(false),
         }
     }

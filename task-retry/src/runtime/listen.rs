@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sea_orm::sqlx::postgres::{PgListener, PgPoolOptions};
-use sea_orm::{ConnectionTrait, DbBackend, Statement};
+use sea_orm::{ConnectionTrait, DatabaseConnectionType, DbBackend, Statement};
 use tracing::{debug, info};
 
 use super::write::Backoff;
@@ -79,7 +79,8 @@ impl Elsewhere {
 
 /// Whether there is something to listen to.
 pub(crate) fn applies(inner: &Inner) -> bool {
-    inner.notify && inner.store.db.get_database_backend() == DbBackend::Postgres
+    let connection = &inner.store.db.pool().inner;
+    inner.notify && matches!(connection, DatabaseConnectionType::SqlxPostgresPoolConnection(_))
 }
 
 /// Sends what was asked for with `inner.others`.

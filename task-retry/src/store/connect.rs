@@ -143,14 +143,14 @@ pub(super) async fn statement_bytes(db: &DatabaseConnection) -> usize {
 
 /// Whether the server is reached by the loopback interface.
 fn is_here(db: &DatabaseConnection) -> bool {
-    let host: Option<String> = match db.get_database_backend() {
+    let host: Option<String> = match db.inner {
         #[cfg(feature = "postgres")]
-        DbBackend::Postgres => {
+        sea_orm::DatabaseConnectionType::SqlxPostgresPoolConnection(_) => {
             let options = db.get_postgres_connection_pool().connect_options();
             options.get_socket().is_none().then(|| options.get_host().to_owned())
         }
         #[cfg(feature = "mysql")]
-        DbBackend::MySql => {
+        sea_orm::DatabaseConnectionType::SqlxMySqlPoolConnection(_) => {
             let options = db.get_mysql_connection_pool().connect_options();
             options.get_socket().is_none().then(|| options.get_host().to_owned())
         }
@@ -190,17 +190,17 @@ pub(crate) fn sibling(db: &DatabaseConnection) -> DatabaseConnection {
             sea_orm::$connector::$from(pool)
         }};
     }
-    match db.get_database_backend() {
+    match db.inner {
         #[cfg(feature = "postgres")]
-        DbBackend::Postgres => {
+        sea_orm::DatabaseConnectionType::SqlxPostgresPoolConnection(_) => {
             sibling!(SqlxPostgresConnector, from_sqlx_postgres_pool, get_postgres_connection_pool)
         }
         #[cfg(feature = "mysql")]
-        DbBackend::MySql => {
+        sea_orm::DatabaseConnectionType::SqlxMySqlPoolConnection(_) => {
             sibling!(SqlxMySqlConnector, from_sqlx_mysql_pool, get_mysql_connection_pool)
         }
         #[cfg(feature = "sqlite")]
-        DbBackend::Sqlite => {
+        sea_orm::DatabaseConnectionType::SqlxSqlitePoolConnection(_) => {
             let options = db.get_sqlite_connection_pool().connect_options();
             let name = options.get_filename();
             // A name that no file has: in memory, or shared under a name.
