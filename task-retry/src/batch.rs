@@ -86,7 +86,7 @@ pub async fn enqueue_all<C: Enqueue>(
     let Some((retry, mut rows)) = rows_of(calls)? else { return Ok(Vec::new()) };
     let inner = retry.open()?;
     let stored = store_all(inner, &mut rows).await?;
-    inner.tell_of_stored(rows.first_due());
+    inner.tell_of_stored(C::Function::spec().source(), rows.first_due());
     Ok(stored.into_iter().map(Enqueued::typed).collect())
 }
 

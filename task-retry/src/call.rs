@@ -429,7 +429,7 @@ struct Enqueue {
 impl Stored for Enqueue {
     fn stored(self: Box<Self>, inner: &Arc<Inner>, row: NewRow, now: Millis, alone: bool) -> Start {
         let Self { handler, args, promised, is_due, reply, .. } = *self;
-        let (id, next) = (TaskId(row.id), row.next);
+        let (id, source, next) = (TaskId(row.id), row.source, row.next);
         let mut start = Start::No;
         if promised {
             inner.pool.break_promise();
@@ -442,7 +442,7 @@ impl Stored for Enqueue {
                 }),
             }
         } else if is_due {
-            inner.tell_of_stored(next);
+            inner.tell_of_stored(source, next);
         } else {
             inner.wake.due_at(next);
         }

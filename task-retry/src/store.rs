@@ -188,10 +188,15 @@ pub(crate) struct Settlement {
 }
 
 impl Settlement {
-    /// About what it takes in a statement.
+    /// About what it takes in a statement. Other ends than successes repeat their error on PostgreSQL, for
+    /// their history, and on MySQL where a list is filled up.
     pub(crate) fn bytes(&self) -> usize {
-        let error = self.error.as_ref().map_or(0, String::len);
-        32 + error + self.result.as_ref().map_or(0, |result| result.len())
+        let result = self.result.as_ref().map(|result| result.len());
+        match (self.to, result) {
+            (Status::Succeeded, None) => 32,
+            (Status::Succeeded, Some(result)) => 64 + result,
+            _ => 160 + 2 * self.error.as_ref().map_or(0, String::len),
+        }
     }
 
     /// Whether a row is as this has left it: written by a try whose answer was lost.
@@ -267,15 +272,14 @@ impl Store {
 
     /// About what a row takes in a statement: MySQL's repeats what others bind once.
     pub(crate) fn row_bytes(&self, row: &NewRow) -> usize {
-        let more = if self.backend() == DbBackend::MySql { 200 } else { 40 };
+        let more = if self.backend() == DbBackend::MySql { 200 } else { 80 };
         more + row.texts()
     }
 
-    /// How many rows one claim may ask for: MySQL names each in a statement, with 40 bytes, and fills
-    /// it up to a power of two.
+    /// How many rows one claim may ask for.
     pub(crate) fn most_claimed(&self) -> usize {
         match self.backend() {
-            DbBackend::MySql => self.bytes / 80,
+            DbBackend::MySql => mysql::most_claimed(self.bytes),
             _ => usize::MAX,
         }
     }

@@ -265,6 +265,35 @@ async fn a_pass_runs_what_comes_to_lie_behind_it(db: Arc<TestDb>) {
     retry.shutdown().await.unwrap();
 }
 
+struct Succeeds;
+
+impl Strategy for Succeeds {
+    fn source(&self) -> i32 {
+        100
+    }
+
+    fn name(&self) -> &str {
+        "succeeds"
+    }
+
+    async fn handle(&self, _: &TaskLog) -> HandleResult {
+        HandleResult::Success
+    }
+}
+
+/// A statement of MySQL can name fewer rows than may be asked for.
+async fn a_claim_may_be_as_large_as_can_be(db: Arc<TestDb>) {
+    let builder = db.builder().strategy(Succeeds).job(false).lease_second(600);
+    let retry = builder.task_limit(10_000).start().await.unwrap();
+    for start in (0..9000).step_by(1000) {
+        let tasks = (start..start + 1000).map(|_| retry.submit(Task::new(100)));
+        assert!(join_all(tasks).await.iter().all(Result::is_ok));
+    }
+    let report = retry.run_due(None).await.unwrap();
+    assert_eq!((report.claimed, report.succeeded), (9000, 9000));
+    retry.shutdown().await.unwrap();
+}
+
 contract!(
     a_strategy_decides_what_becomes_of_a_task,
     a_strategy_sees_the_whole_task,
@@ -274,4 +303,5 @@ contract!(
     only_what_the_database_cannot_hold_is_refused,
     the_starters_inserts_are_run,
     a_pass_runs_what_comes_to_lie_behind_it,
+    a_claim_may_be_as_large_as_can_be,
 );

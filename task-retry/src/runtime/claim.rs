@@ -1,8 +1,8 @@
 //! Claims: what others left behind, and what was stored for later, is found here.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sea_orm::DbErr;
@@ -65,11 +65,14 @@ pub(crate) struct Wake {
 pub(crate) struct Others {
     pub(super) news: Notify,
     pub(super) look: AtomicBool,
+    /// Of what has been stored.
+    pub(super) sources: Mutex<BTreeSet<i32>>,
 }
 
 impl Others {
-    /// Rows are due that this process has just stored.
-    fn stored(&self) {
+    /// Rows of a source are due that this process has just stored.
+    fn stored(&self, source: i32) {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).insert(source);
         self.news.notify_one();
     }
 
@@ -497,13 +500,13 @@ pub(super) async fn give_up(inner: Arc<Inner>, ready: Ready) -> bool {
 
 impl Inner {
     /// Tells the claims, here and elsewhere, of a row that was stored and is not held.
-    pub(crate) fn tell_of_stored(&self, due: Millis) {
+    pub(crate) fn tell_of_stored(&self, source: i32, due: Millis) {
         if self.clock.now() - due > LATE {
             self.wake.kick();
             self.others.look();
         } else {
             self.wake.due_at(due);
-            self.others.stored();
+            self.others.stored(source);
         }
     }
 

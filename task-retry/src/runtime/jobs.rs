@@ -142,7 +142,7 @@ impl Pass {
         report: &mut RunReport,
     ) -> Result<()> {
         let ours = |id: &i64| self.shard.is_none_or(|shard| shard.has(*id));
-        for ids in ids.chunks(500) {
+        for ids in ids.chunks(inner.store.most_claimed().min(500)) {
             if self.is_over(inner) {
                 break;
             }
@@ -159,7 +159,7 @@ impl Pass {
     async fn run_all(&self, inner: &Arc<Inner>, report: &mut RunReport) -> Result<()> {
         // What fails now and is due again at once is the next pass's.
         let due = inner.clock.due();
-        let limit = inner.task_limit.max(1);
+        let limit = (inner.task_limit.max(1) as usize).min(inner.store.most_claimed()) as u32;
         pauses::look(inner).await;
         for source in inner.registry.sources() {
             if inner.pauses.is_paused(source) {

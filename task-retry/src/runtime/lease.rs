@@ -90,7 +90,7 @@ async fn limited<T>(
 
 async fn renew(inner: &Arc<Inner>, store: &Store) -> Result<(), DbErr> {
     let held = inner.held.all();
-    let mut batches: Vec<&[Arc<Hold>]> = held.chunks(ROWS).collect();
+    let mut batches: Vec<&[Arc<Hold>]> = held.chunks(ROWS.min(store.bytes / 32)).collect();
     while let Some(holds) = batches.pop() {
         let rows: Vec<(i64, i64)> = holds.iter().map(|hold| (hold.id, hold.fence)).collect();
         let until = inner.clock.now() + ceil_millis(inner.lease);

@@ -1,11 +1,13 @@
 //! PostgreSQL's NOTIFY: rows that are stored unclaimed wake other processes of the project, and so do
 //! the ends of tasks that they wait for. It only saves waiting; what it misses, the next poll finds.
 //!
-//! A message is the project, to wake the claims, or the project, a line feed and `look`, to have them
-//! read the index from its beginning too, or `waits` or `ended` with the process that sends it and ids of
-//! tasks.
+//! A message is the project, a line feed, and `stored` with sources, to wake the claims of those that
+//! have one of them, or `look`, to have all of them read the index from its beginning too, or `waits` or
+//! `ended` with the process that sends it and ids of tasks.
 
 use std::collections::HashMap;
+use std::fmt::Write;
+use std::mem::take;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -29,6 +31,8 @@ const REMEMBER: Duration = Duration::from_secs(90);
 const MOST: usize = 10_000;
 /// Ids of one message: 8,000 bytes are allowed.
 const IDS: usize = 300;
+/// Sources of one message.
+const SOURCES: usize = 500;
 
 /// What other processes wait for.
 #[derive(Default)]
@@ -92,7 +96,18 @@ pub(crate) async fn send(inner: Arc<Inner>) {
         }
         let sql = "select pg_notify($1, $2)";
         let look = inner.others.look.swap(false, Ordering::AcqRel);
-        let message = format!("{}{}", inner.store.project, if look { "\nlook" } else { "" });
+        let sources = inner.others.sources.lock().map(|mut sources| take(&mut *sources));
+        let sources = sources.unwrap_or_default();
+        let mut message = inner.store.project.clone();
+        if look || sources.len() > SOURCES {
+            message.push_str("\nlook");
+        } else if sources.is_empty() {
+            // Said already.
+            continue;
+        } else {
+            message.push_str("\nstored");
+            sources.iter().for_each(|source| _ = write!(message, " {source}"));
+        }
         let values = [CHANNEL.into(), message.into()];
         let statement = Statement::from_sql_and_values(DbBackend::Postgres, sql, values);
         if let Err(error) = inner.store.db.execute_raw(statement).await {
@@ -132,7 +147,15 @@ async fn tell(inner: &Inner, what: &str, ids: &[i64]) {
 /// Takes in what another process says.
 fn hear(inner: &Arc<Inner>, message: &str) {
     let mut words = message.split_ascii_whitespace();
-    let (what, worker) = (words.next(), words.next());
+    let what = words.next();
+    if what == Some("stored") {
+        let mut sources = words.filter_map(|word| word.parse().ok());
+        if sources.any(|source| inner.registry.by_source(source).is_some()) {
+            wake(inner, false);
+        }
+        return;
+    }
+    let worker = words.next();
     if worker == Some(inner.store.worker.as_str()) {
         return;
     }
@@ -213,7 +236,6 @@ async fn receive(inner: &Arc<Inner>, backoff: &mut Backoff) -> Result<Heard, sea
             () = inner.closing.cancelled() => return Ok(Heard::Closing),
         };
         match notification.payload().strip_prefix(inner.store.project.as_str()) {
-            Some("") => wake(inner, false),
             Some("\nlook") => wake(inner, true),
             Some(rest) if rest.starts_with('\n') => hear(inner, rest),
             _ => {}

@@ -55,6 +55,12 @@ pub(super) fn batch(rows: usize) -> usize {
     }
 }
 
+/// How many rows a claim may ask for: it names each in a list of a power of two, with 40 bytes and four of
+/// the 65,535 placeholders that a statement may have.
+pub(super) fn most_claimed(bytes: usize) -> usize {
+    1 << (bytes / 40).clamp(1, 8192).ilog2()
+}
+
 /// Fails as a whole if one row meets a unique index: the caller then splits the batch.
 pub(super) fn insert(store: &Store, rows: &[NewRow], now: Millis) -> Sql {
     // Most tasks have none of these, and each value of each row has its price.
@@ -271,7 +277,14 @@ async fn mine(
 
 #[cfg(test)]
 mod tests {
-    use super::knows_skip_locked;
+    use super::{knows_skip_locked, most_claimed};
+
+    #[test]
+    fn claims_fit_into_a_statement() {
+        assert_eq!(most_claimed(15_000), 256);
+        assert_eq!(most_claimed(4 << 20), 8192);
+        assert_eq!([most_claimed(0), most_claimed(usize::MAX)], [1, 8192]);
+    }
 
     #[test]
     fn versions_are_read() {
