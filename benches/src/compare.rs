@@ -147,6 +147,15 @@ pub fn comparisons() -> Vec<Comparison> {
     let sustained = rate(Postgres, "ours", "sustained:2000");
     let two = rate(Postgres, "ours", "two:2000");
     let graphile = rate(Postgres, "graphile_worker", "sustained:2");
+    let awaited = |on, name, goal| Comparison {
+        name,
+        text: "256 concurrent awaited calls",
+        durable: BOTH_COMMITS,
+        ours: rate(on, "ours", "awaited:256"),
+        of: Of::Run(rate(on, "hand", "awaited:256")),
+        other: "group commit by hand",
+        goal: AtLeast(goal),
+    };
     let claim = |on, name, small, other| Comparison {
         name,
         text: "Claiming 50 rows beside 1M finished and 1M future rows, p50",
@@ -175,15 +184,7 @@ pub fn comparisons() -> Vec<Comparison> {
             other: "insert by hand",
             goal: AtMost(1.25),
         },
-        Comparison {
-            name: "awaited",
-            text: "256 concurrent awaited calls",
-            durable: BOTH_COMMITS,
-            ours: rate(Postgres, "ours", "awaited:256"),
-            of: Of::Run(rate(Postgres, "hand", "awaited:256")),
-            other: "group commit by hand",
-            goal: AtLeast(0.75),
-        },
+        awaited(Postgres, "awaited", 0.75),
         Comparison {
             name: "awaited",
             text: "256 concurrent awaited calls",
@@ -357,15 +358,7 @@ pub fn comparisons() -> Vec<Comparison> {
             other: "",
             goal: AtMost(100.0),
         },
-        Comparison {
-            name: "mariadb-awaited",
-            text: "256 concurrent awaited calls",
-            durable: BOTH_COMMITS,
-            ours: rate(Mariadb, "ours", "awaited:256"),
-            of: Of::Run(rate(Mariadb, "hand", "awaited:256")),
-            other: "group commit by hand",
-            goal: AtLeast(0.7),
-        },
+        awaited(Mariadb, "mariadb-awaited", 0.7),
         Comparison {
             name: "mariadb-sustained",
             text: "Enqueue and run, one process",
@@ -386,15 +379,7 @@ pub fn comparisons() -> Vec<Comparison> {
         },
         claim(Mariadb, "mariadb-claim", "claim:10", "the same beside 10k and 10k"),
         claim(Mariadb, "mariadb-claim", "claim:100", "the same beside 100k and 100k"),
-        Comparison {
-            name: "mysql-awaited",
-            text: "256 concurrent awaited calls",
-            durable: BOTH_COMMITS,
-            ours: rate(Mysql, "ours", "awaited:256"),
-            of: Of::Run(rate(Mysql, "hand", "awaited:256")),
-            other: "group commit by hand",
-            goal: AtLeast(0.7),
-        },
+        awaited(Mysql, "mysql-awaited", 0.7),
         claim(Mysql, "mysql-claim", "claim:10", "the same beside 10k and 10k"),
         claim(Mysql, "mysql-claim", "claim:100", "the same beside 100k and 100k"),
         Comparison {
@@ -415,15 +400,7 @@ pub fn comparisons() -> Vec<Comparison> {
             other: "effectum",
             goal: AtLeast(1.0),
         },
-        Comparison {
-            name: "sqlite-awaited",
-            text: "256 concurrent awaited calls",
-            durable: BOTH_COMMITS,
-            ours: rate(Sqlite, "ours", "awaited:256"),
-            of: Of::Run(rate(Sqlite, "hand", "awaited:256")),
-            other: "group commit by hand",
-            goal: AtLeast(0.7),
-        },
+        awaited(Sqlite, "sqlite-awaited", 0.7),
         claim(Sqlite, "sqlite-claim", "claim:10", "the same beside 10k and 10k"),
         claim(Sqlite, "sqlite-claim", "claim:100", "the same beside 100k and 100k"),
     ]

@@ -27,6 +27,8 @@ usage: benches/run [OPTION]…
 Measures on private servers that it starts and stops, or on those that TASK_RETRY_TEST_POSTGRES,
 TASK_RETRY_TEST_MARIADB and TASK_RETRY_TEST_MYSQL name, and writes docs/performance.md and
 docs/performance.svg.
+On servers of your own it needs an administrator, and leaves MariaDB's and MySQL's slow log and their
+pace of writing pages at the defaults.
 
   --rounds N   how many rounds (5); in each, everybody works once, in turn
   --quick      shorter work: for trying things, not for numbers
