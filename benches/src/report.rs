@@ -153,8 +153,8 @@ impl Report<'_> {
             }
             let _ = writeln!(
                 out,
-                "\n### {}\n\n| what | durable when it answers | task-retry | held against | ratio: min – **median** – max | \
-                 goal | |\n| --- | --- | ---: | --- | ---: | ---: | --- |",
+                "\n### {}\n\n| what | durable when it answers | task-retry | held against | ratio of medians \
+                 (of rounds: min – median – max) | goal | |\n| --- | --- | ---: | --- | ---: | ---: | --- |",
                 on.name()
             );
             rows.iter().for_each(|comparison| self.row(&mut out, comparison));
@@ -182,7 +182,8 @@ impl Report<'_> {
             spread(pairs.iter().map(|pair| pair.0 / pair.1).collect()).unwrap();
         let _ = write!(out, "{} | ", show(ours, metric));
         let missing = self.rounds.len() - pairs.len();
-        let met = match (comparison.met(median), missing) {
+        let ratio = ours / other;
+        let met = match (comparison.met(ratio), missing) {
             (true, 0) => "met".to_owned(),
             (false, 0) => "**missed**".to_owned(),
             (met, missing) => {
@@ -196,7 +197,8 @@ impl Report<'_> {
         let _ = match comparison.of {
             Of::Itself => writeln!(
                 out,
-                "— | {} – **{}** – {} | {} | {met} |",
+                "— | **{}** ({} – {} – {}) | {} | {met} |",
+                show(ratio, metric),
                 show(least, metric),
                 show(median, metric),
                 show(most, metric),
@@ -204,7 +206,7 @@ impl Report<'_> {
             ),
             _ => writeln!(
                 out,
-                "{}{}: {} | {least:.2} – **{median:.2}** – {most:.2} | {} | {met} |",
+                "{}{}: {} | **{ratio:.2}** ({least:.2} – {median:.2} – {most:.2}) | {} | {met} |",
                 comparison.other,
                 self.which(&comparison.of),
                 show(other, metric),
