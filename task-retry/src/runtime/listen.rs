@@ -96,8 +96,8 @@ pub(crate) async fn send(inner: Arc<Inner>) {
         }
         let sql = "select pg_notify($1, $2)";
         let look = inner.others.look.swap(false, Ordering::AcqRel);
-        let sources = inner.others.sources.lock().map(|mut sources| take(&mut *sources));
-        let sources = sources.unwrap_or_default();
+        let sources =
+            take(&mut *inner.others.sources.lock().unwrap_or_else(PoisonError::into_inner));
         let mut message = inner.store.project.clone();
         if look || sources.len() > SOURCES {
             message.push_str("\nlook");
