@@ -311,9 +311,9 @@ impl Store {
     fn decode(
         &self,
         rows: impl Iterator<Item = QueryResult>,
-        known: Option<&row::Known<'_>>,
+        decode: impl Fn(&QueryResult) -> Result<TaskLog, DbErr>,
     ) -> Vec<TaskLog> {
-        let decode = |row| match row::decode(&row, &self.times, known) {
+        let decode = |row| match decode(&row) {
             Ok(task) => Some(task),
             Err(error) => {
                 tracing::warn!(%error, "a row of the table is left out");

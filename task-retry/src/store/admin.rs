@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sea_orm::DbErr;
 
-use super::row::{get, id};
+use super::row::{self, get, id};
 use super::sql::{OPEN, Sql};
 use super::{Store, error_text, id_at};
 use crate::clock::{Millis, floor_millis, to_millis};
@@ -196,7 +196,8 @@ impl Store {
         sql.push(&self.columns("")).push(" from t_sys_mq_resend_log");
         filter.conditions(self, &mut sql, now);
         sql.push(" order by id limit ").bind(filter.limit.unwrap_or(1000).min(100_000) as i64);
-        Ok(self.decode(self.query(sql.build()).await?.into_iter(), None))
+        let rows = self.query(sql.build()).await?.into_iter();
+        Ok(self.decode(rows, |row| row::decode(row, &self.times, None)))
     }
 
     pub(crate) async fn count(&self, filter: &Filter, now: Millis) -> Result<u64, DbErr> {

@@ -91,7 +91,12 @@ impl Claimed {
             until: to_datetime(claim.until),
             now: to_datetime(claim.now),
         };
-        store.decode(rows.take(most), Some(&known))
+        let rows = rows.take(most);
+        match store.backend() {
+            #[cfg(feature = "postgres")]
+            DbBackend::Postgres => store.decode(rows, |row| row::decode_claimed(row, &known)),
+            _ => store.decode(rows, |row| row::decode(row, &store.times, Some(&known))),
+        }
     }
 }
 
@@ -122,11 +127,6 @@ impl Store {
             _ => sqlite::claim(self, claim),
         };
         Ok(Claimed::Rows(self.query(sql.build()).await?.into_iter()))
-    }
-
-    /// The columns of a task that a claim has just taken, without what the claim knows itself.
-    pub(super) fn claimed(&self, prefix: &str) -> String {
-        row::CLAIMED.map(|column| self.column(prefix, column)).join(", ")
     }
 
     /// Whether there is anything to claim, locked or not.

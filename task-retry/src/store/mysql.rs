@@ -6,7 +6,7 @@ use sea_orm::{
     ConnectionTrait, DbBackend, DbErr, IsolationLevel, TransactionSession, TransactionTrait,
 };
 
-use super::row::{get, id};
+use super::row::{self, get, id};
 use super::sql::{OPEN, Sql};
 use super::{Claim, NewRow, Settlement, Store};
 use crate::clock::Millis;
@@ -216,7 +216,7 @@ pub(super) async fn claim(
         sql.push(" for update skip locked");
     }
     let rows = transaction.query_all_raw(sql.build()).await?;
-    let mut due = store.decode(rows.into_iter(), None);
+    let mut due = store.decode(rows.into_iter(), |row| row::decode(row, &store.times, None));
     if due.is_empty() {
         transaction.rollback().await?;
         return Ok(due);

@@ -1,5 +1,8 @@
 //! Rows out of the database.
 
+#[cfg(feature = "postgres")]
+use std::borrow::Cow;
+
 use chrono::{DateTime, NaiveDateTime, Utc};
 use sea_orm::{DbBackend, DbErr, QueryResult, TryGetable};
 #[cfg(feature = "postgres")]
@@ -33,7 +36,7 @@ pub(crate) const COLUMNS: [&str; 20] = [
 ];
 
 /// Those of a row that was just claimed: the claim knows the others itself.
-pub(crate) const CLAIMED: [&str; 16] = *COLUMNS.first_chunk().unwrap();
+pub(super) const CLAIMED: [&str; 16] = *COLUMNS.first_chunk().unwrap();
 
 /// What a claim has written, and is not asked for again.
 pub(crate) struct Known<'a> {
@@ -55,11 +58,8 @@ pub(crate) fn decode(
 ) -> Result<TaskLog, DbErr> {
     let backend = times.backend;
     let id = TaskId(id(row, 0, backend)?);
-    let number = status(row, 3, backend)?;
-    let status = Status::from_number(number).ok_or_else(|| {
-        DbErr::Type(format!("task {id} has the status {number}, which this version does not know"))
-    })?;
-    let mut doubt = Doubt { row, unreadable: None };
+    let status = known_status(id, status(row, 3, backend)?)?;
+    let mut doubt = Doubt { row, columns: &COLUMNS, unreadable: None };
     let mut task = TaskLog {
         id,
         status,
@@ -90,13 +90,88 @@ pub(crate) fn decode(
     Ok(task)
 }
 
+fn known_status(id: TaskId, number: i16) -> Result<Status, DbErr> {
+    Status::from_number(number).ok_or_else(|| {
+        DbErr::Type(format!("task {id} has the status {number}, which this version does not know"))
+    })
+}
+
+/// The columns that a claim of PostgreSQL returns by themselves.
+#[cfg(feature = "postgres")]
+const OFTEN: [&str; 6] = ["id", "source", "fence", "task_name", "context", "create_time"];
+
+/// Those that come together: `status`, `send_count`, `crash_count`, `msg_key`, `topic`, `unique_key`,
+/// `max_retry`, `expire_time` in microseconds, `last_error` and `trace_context`.
+#[cfg(feature = "postgres")]
+type Seldom = (
+    Option<i16>,
+    Option<i32>,
+    Option<i32>,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Option<i32>,
+    Option<i64>,
+    Option<String>,
+    Option<String>,
+);
+
+/// The same for a row that a claim of PostgreSQL has just taken.
+#[cfg(feature = "postgres")]
+pub(super) fn decode_claimed(row: &QueryResult, known: &Known<'_>) -> Result<TaskLog, DbErr> {
+    let null = || DbErr::Type("null".into());
+    let id = TaskId(maybe(row, 0)?.ok_or_else(null)?);
+    let mut doubt = Doubt { row, columns: &OFTEN, unreadable: None };
+    let mut task = TaskLog {
+        id,
+        source: maybe(row, 1)?.ok_or_else(null)?,
+        fence: maybe(row, 2)?.ok_or_else(null)?,
+        task_name: doubt.maybe(3),
+        context: doubt.maybe(4),
+        create_time: doubt.maybe(5).unwrap_or_default(),
+        status: Status::Executing,
+        send_count: 0,
+        crash_count: 0,
+        msg_key: String::new(),
+        topic: String::new(),
+        unique_key: None,
+        max_retry: None,
+        expire_time: None,
+        last_error: None,
+        trace_context: None,
+        project_name: known.project.to_owned(),
+        next_send_time: Some(known.until),
+        update_time: known.now,
+        locked_by: Some(known.worker.to_owned()),
+        unreadable: None,
+    };
+    if let Some(seldom) = doubt.lossy(6)? {
+        let seldom: Seldom = serde_json::from_str(&seldom)
+            .map_err(|_| DbErr::Type(format!("task {id} cannot be read")))?;
+        let (status, sends, crashes, key, topic, unique, retries, expire, error, trace) = seldom;
+        task.status = known_status(id, doubt.needed("status", status))?;
+        task.send_count = doubt.needed("send_count", sends).max(0) as u32;
+        task.crash_count = doubt.needed("crash_count", crashes).max(0) as u32;
+        task.msg_key = doubt.needed("msg_key", key);
+        task.topic = doubt.needed("topic", topic);
+        task.unique_key = unique;
+        task.max_retry = retries.map(|retries| retries.max(0) as u32);
+        task.expire_time = expire.and_then(DateTime::from_timestamp_micros);
+        task.last_error = error;
+        task.trace_context = trace;
+    }
+    task.unreadable = doubt.unreadable;
+    Ok(task)
+}
+
 /// Reads values, and remembers the first that cannot be read.
 struct Doubt<'a> {
     row: &'a QueryResult,
+    columns: &'static [&'static str],
     unreadable: Option<String>,
 }
 
-impl Doubt<'_> {
+impl<'a> Doubt<'a> {
     fn get<T: Column + Default>(&mut self, index: usize) -> T {
         let null = || DbErr::Type("null".into());
         let value = maybe(self.row, index).and_then(|value| value.ok_or_else(null));
@@ -108,6 +183,24 @@ impl Doubt<'_> {
         self.unless_error(index, value)
     }
 
+    /// A text, as well as it can be read.
+    #[cfg(feature = "postgres")]
+    fn lossy(&mut self, index: usize) -> Result<Option<Cow<'a, str>>, DbErr> {
+        let Some(row) = self.row.try_as_pg_row() else { return Ok(None) };
+        let bytes: Option<&[u8]> = sqlx::Row::try_get_unchecked(row, index)
+            .map_err(|error| DbErr::Query(RuntimeErr::SqlxError(error.into())))?;
+        let text = bytes.map(String::from_utf8_lossy);
+        if matches!(text, Some(Cow::Owned(_))) {
+            self.unreadable.get_or_insert_with(|| "a column is not UTF-8".into());
+        }
+        Ok(text)
+    }
+
+    #[cfg(feature = "postgres")]
+    fn needed<T: Default>(&mut self, column: &str, value: Option<T>) -> T {
+        value.unwrap_or_else(|| self.cannot_read(column))
+    }
+
     fn time(&mut self, index: usize, times: &Times) -> Option<DateTime<Utc>> {
         let value = time(self.row, index, times);
         self.unless_error(index, value)
@@ -115,11 +208,12 @@ impl Doubt<'_> {
 
     /// The driver's error may quote the value, so it is not kept.
     fn unless_error<T: Default>(&mut self, index: usize, value: Result<T, DbErr>) -> T {
-        value.unwrap_or_else(|_| {
-            let column = COLUMNS[index];
-            self.unreadable.get_or_insert_with(|| format!("the column `{column}` cannot be read"));
-            T::default()
-        })
+        value.unwrap_or_else(|_| self.cannot_read(self.columns[index]))
+    }
+
+    fn cannot_read<T: Default>(&mut self, column: &str) -> T {
+        self.unreadable.get_or_insert_with(|| format!("the column `{column}` cannot be read"));
+        T::default()
     }
 }
 

@@ -5,7 +5,7 @@ use sea_orm::{DbBackend, Value};
 use serde::ser::{Serialize, SerializeSeq, Serializer};
 
 use super::sql::{OPEN, Sql};
-use super::{Alike, Claim, Conflict, NewRow, Settlement, Store};
+use super::{Alike, Claim, Conflict, NewRow, Settlement, Store, row};
 use crate::clock::Millis;
 
 fn sql(text: &str) -> Sql {
@@ -188,7 +188,7 @@ pub(super) fn claim(store: &Store, claim: &Claim) -> Sql {
     sql.push(", update_time = ").bind(store.times.down(claim.now));
     sql.push(" where id in (select id from t_sys_mq_resend_log where ");
     store.due(&mut sql, claim);
-    sql.push(") returning ").push(&store.claimed(""));
+    sql.push(") returning ").push(&row::CLAIMED.join(", "));
     sql
 }
 
