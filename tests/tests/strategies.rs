@@ -10,6 +10,8 @@ use task_retry::{
 };
 use task_retry_tests::{Gate, Kind, TestDb, becomes, contract, manual_clock, task};
 
+const SAID: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
 /// Does what the context says.
 #[derive(Clone, Default)]
 struct Obedient {
@@ -107,6 +109,51 @@ async fn a_strategy_sees_the_whole_task(db: Arc<TestDb>) {
     }
     clock.advance(minute * 2);
     assert_eq!(retry.run_due(None).await.unwrap().succeeded, 1);
+    retry.shutdown().await.unwrap();
+}
+
+/// Whatever a claim asks for, and in which form: nothing of the row is lost or changed.
+async fn a_claim_brings_the_row_as_it_is(db: Arc<TestDb>) {
+    let clock = manual_clock();
+    let strategy = obedient(100);
+    let builder = db.builder().clock(clock.clone()).job(false).strategy(strategy.clone());
+    let retry = builder.start().await.unwrap();
+    let hour = Duration::from_secs(3600);
+    let hard = "a \"b\" 'c' {d} [e],\n\tnull 中😀";
+    let full = Task::new(100).topic(hard).key(hard).unique_key(hard).context(hard).max_retry(9);
+    let full = full.expires_in(hour + Duration::from_millis(1)).trace_context(SAID);
+    let ids = [
+        retry.submit(full).await.unwrap().id(),
+        retry.submit(Task::new(100).context("fail")).await.unwrap().id(),
+        retry.submit(Task::new(100).expires_in(hour)).await.unwrap().id(),
+        retry.submit(Task::new(100).max_retry(0)).await.unwrap().id(),
+        retry.submit(Task::new(100).trace_context(SAID)).await.unwrap().id(),
+        retry.submit(Task::new(100).topic("t")).await.unwrap().id(),
+        retry.submit(Task::new(100).key("k")).await.unwrap().id(),
+        retry.submit(Task::new(100).unique_key("u")).await.unwrap().id(),
+    ];
+    for round in 0..2 {
+        let mut expected = Vec::new();
+        for id in ids {
+            let row = task(&retry, id).await;
+            if row.status == Status::Executing || row.status == Status::Retrying {
+                expected.push(row);
+            }
+        }
+        retry.run_due(None).await.unwrap();
+        let mut seen = std::mem::take(&mut *strategy.seen.lock().unwrap());
+        seen.sort_by_key(|row| row.id);
+        expected.sort_by_key(|row| row.id);
+        assert_eq!(seen.len(), if round == 0 { 8 } else { 1 });
+        for (seen, mut row) in seen.into_iter().zip(expected) {
+            row.fence += 1;
+            row.locked_by = seen.locked_by.clone();
+            row.next_send_time = seen.next_send_time;
+            row.update_time = seen.update_time;
+            assert_eq!(seen, row);
+        }
+        clock.advance(Duration::from_secs(60));
+    }
     retry.shutdown().await.unwrap();
 }
 
@@ -297,6 +344,7 @@ async fn a_claim_may_be_as_large_as_can_be(db: Arc<TestDb>) {
 contract!(
     a_strategy_decides_what_becomes_of_a_task,
     a_strategy_sees_the_whole_task,
+    a_claim_brings_the_row_as_it_is,
     a_strategy_has_a_policy_of_its_own,
     an_unknown_source_is_refused,
     a_bad_row_spoils_no_good_one_beside_it,

@@ -1,8 +1,5 @@
 //! Rows out of the database.
 
-#[cfg(feature = "postgres")]
-use std::borrow::Cow;
-
 use chrono::{DateTime, NaiveDateTime, Utc};
 use sea_orm::{DbBackend, DbErr, QueryResult, TryGetable};
 #[cfg(feature = "postgres")]
@@ -145,7 +142,7 @@ pub(super) fn decode_claimed(row: &QueryResult, known: &Known<'_>) -> Result<Tas
         locked_by: Some(known.worker.to_owned()),
         unreadable: None,
     };
-    if let Some(seldom) = doubt.lossy(6)? {
+    if let Some(seldom) = maybe::<String>(row, 6)? {
         let seldom: Seldom = serde_json::from_str(&seldom)
             .map_err(|_| DbErr::Type(format!("task {id} cannot be read")))?;
         let (status, sends, crashes, key, topic, unique, retries, expire, error, trace) = seldom;
@@ -171,7 +168,7 @@ struct Doubt<'a> {
     unreadable: Option<String>,
 }
 
-impl<'a> Doubt<'a> {
+impl Doubt<'_> {
     fn get<T: Column + Default>(&mut self, index: usize) -> T {
         let null = || DbErr::Type("null".into());
         let value = maybe(self.row, index).and_then(|value| value.ok_or_else(null));
@@ -181,19 +178,6 @@ impl<'a> Doubt<'a> {
     fn maybe<T: Column>(&mut self, index: usize) -> Option<T> {
         let value = maybe(self.row, index);
         self.unless_error(index, value)
-    }
-
-    /// A text, as well as it can be read.
-    #[cfg(feature = "postgres")]
-    fn lossy(&mut self, index: usize) -> Result<Option<Cow<'a, str>>, DbErr> {
-        let Some(row) = self.row.try_as_pg_row() else { return Ok(None) };
-        let bytes: Option<&[u8]> = sqlx::Row::try_get_unchecked(row, index)
-            .map_err(|error| DbErr::Query(RuntimeErr::SqlxError(error.into())))?;
-        let text = bytes.map(String::from_utf8_lossy);
-        if matches!(text, Some(Cow::Owned(_))) {
-            self.unreadable.get_or_insert_with(|| "a column is not UTF-8".into());
-        }
-        Ok(text)
     }
 
     #[cfg(feature = "postgres")]
