@@ -275,7 +275,8 @@ pub(super) fn claim(store: &Store, claim: &Claim) -> Sql {
 }
 
 /// What a claim returns of a row. A column costs the server and the driver its time with every row, and most
-/// columns say something about few rows: those come together, as JSON, and only if one of them does.
+/// columns say something about few rows: those come together, as texts, and only if one of them does. (A JSON
+/// array of them takes the server four times as long.)
 fn claimed() -> String {
     let (create, expire) = (finite("t.create_time"), finite("t.expire_time"));
     format!(
@@ -283,9 +284,10 @@ fn claimed() -> String {
          and t.send_count = 0 and t.crash_count = 0 and t.msg_key = '' and t.topic = '' \
          and coalesce(t.unique_key, t.last_error, t.trace_context) is null \
          and t.max_retry is null and t.expire_time is null then null \
-         else json_build_array(t.status, t.send_count, t.crash_count, t.msg_key, t.topic, t.unique_key, \
-         t.max_retry, cast(extract(epoch from {expire}) * 1000000 as bigint), t.last_error, \
-         t.trace_context)::text end"
+         else array[t.status::text, t.send_count::text, t.crash_count::text, t.msg_key, t.topic, \
+         t.unique_key, t.max_retry::text, \
+         cast(extract(epoch from {expire}) * 1000000 as bigint)::text, t.last_error, \
+         t.trace_context]::text[] end"
     )
 }
 

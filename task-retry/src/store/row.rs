@@ -97,22 +97,6 @@ fn known_status(id: TaskId, number: i16) -> Result<Status, DbErr> {
 #[cfg(feature = "postgres")]
 const OFTEN: [&str; 6] = ["id", "source", "fence", "task_name", "context", "create_time"];
 
-/// Those that come together: `status`, `send_count`, `crash_count`, `msg_key`, `topic`, `unique_key`,
-/// `max_retry`, `expire_time` in microseconds, `last_error` and `trace_context`.
-#[cfg(feature = "postgres")]
-type Seldom = (
-    Option<i16>,
-    Option<i32>,
-    Option<i32>,
-    Option<String>,
-    Option<String>,
-    Option<String>,
-    Option<i32>,
-    Option<i64>,
-    Option<String>,
-    Option<String>,
-);
-
 /// The same for a row that a claim of PostgreSQL has just taken.
 #[cfg(feature = "postgres")]
 pub(super) fn decode_claimed(row: &QueryResult, known: &Known<'_>) -> Result<TaskLog, DbErr> {
@@ -142,23 +126,37 @@ pub(super) fn decode_claimed(row: &QueryResult, known: &Known<'_>) -> Result<Tas
         locked_by: Some(known.worker.to_owned()),
         unreadable: None,
     };
-    if let Some(seldom) = maybe::<String>(row, 6)? {
-        let seldom: Seldom = serde_json::from_str(&seldom)
-            .map_err(|_| DbErr::Type(format!("task {id} cannot be read")))?;
-        let (status, sends, crashes, key, topic, unique, retries, expire, error, trace) = seldom;
-        task.status = known_status(id, doubt.needed("status", status))?;
-        task.send_count = doubt.needed("send_count", sends).max(0) as u32;
-        task.crash_count = doubt.needed("crash_count", crashes).max(0) as u32;
+    if let Some([status, sends, crashes, key, topic, unique, retries, expire, error, trace]) =
+        seldom(row, 6)?
+    {
+        task.status = known_status(id, doubt.needed("status", number(status)))?;
+        task.send_count = doubt.needed("send_count", number::<i32>(sends)).max(0) as u32;
+        task.crash_count = doubt.needed("crash_count", number::<i32>(crashes)).max(0) as u32;
         task.msg_key = doubt.needed("msg_key", key);
         task.topic = doubt.needed("topic", topic);
         task.unique_key = unique;
-        task.max_retry = retries.map(|retries| retries.max(0) as u32);
-        task.expire_time = expire.and_then(DateTime::from_timestamp_micros);
+        task.max_retry = number::<i32>(retries).map(|retries| retries.max(0) as u32);
+        task.expire_time = number(expire).and_then(DateTime::from_timestamp_micros);
         task.last_error = error;
         task.trace_context = trace;
     }
     task.unreadable = doubt.unreadable;
     Ok(task)
+}
+
+/// The columns that come together, if one of them says something.
+#[cfg(feature = "postgres")]
+fn seldom(row: &QueryResult, index: usize) -> Result<Option<[Option<String>; 10]>, DbErr> {
+    let Some(row) = row.try_as_pg_row() else { return Ok(None) };
+    let texts: Option<Vec<_>> = sqlx::Row::try_get(row, index)
+        .map_err(|error| DbErr::Query(RuntimeErr::SqlxError(error.into())))?;
+    let texts = texts.map(|texts| texts.try_into()).transpose();
+    texts.map_err(|_| DbErr::Type("a claim has brought other columns than it asked for".into()))
+}
+
+#[cfg(feature = "postgres")]
+fn number<T: std::str::FromStr>(text: Option<String>) -> Option<T> {
+    text?.parse().ok()
 }
 
 /// Reads values, and remembers the first that cannot be read.
