@@ -276,7 +276,7 @@ pub(super) fn claim(store: &Store, claim: &Claim) -> Sql {
 
 /// What a claim returns of a row. A column costs the server and the driver its time with every row, and most
 /// columns say something about few rows: those come together, as texts, and only if one of them does. (A JSON
-/// array of them takes the server four times as long.)
+/// array of them takes the server longer.)
 fn claimed() -> String {
     let (create, expire) = (finite("t.create_time"), finite("t.expire_time"));
     format!(
@@ -291,11 +291,12 @@ fn claimed() -> String {
     )
 }
 
-/// A time that every database and chrono can hold.
+/// A time that every database and chrono can hold. PostgreSQL's calendar goes on to the year 294276, which
+/// is too far for chrono, and for microseconds since 1970.
 pub(super) fn finite(column: &str) -> String {
     format!(
-        "case {column} when 'infinity' then timestamptz '9999-12-31 23:59:59+00' \
-         when '-infinity' then timestamptz 'epoch' else {column} end"
+        "case when {column} > '9999-12-31 23:59:59+00' then timestamptz '9999-12-31 23:59:59+00' \
+         when {column} = '-infinity' then timestamptz 'epoch' else {column} end"
     )
 }
 

@@ -93,11 +93,11 @@ fn known_status(id: TaskId, number: i16) -> Result<Status, DbErr> {
     })
 }
 
-/// The columns that a claim of PostgreSQL returns by themselves.
+/// The columns that a claim of PostgreSQL returns by themselves. The others follow as one; `claimed` says why.
 #[cfg(feature = "postgres")]
 const OFTEN: [&str; 6] = ["id", "source", "fence", "task_name", "context", "create_time"];
 
-/// The same for a row that a claim of PostgreSQL has just taken.
+/// The same as [`decode`] for a row that a claim of PostgreSQL has just taken.
 #[cfg(feature = "postgres")]
 pub(super) fn decode_claimed(row: &QueryResult, known: &Known<'_>) -> Result<TaskLog, DbErr> {
     let null = || DbErr::Type("null".into());
